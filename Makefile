@@ -1,0 +1,26 @@
+# `make demo` and `make test` need Python 3.10 to 3.13 and nothing else: both build .venv first when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?=
+
+.PHONY: env demo test docs results clean
+
+env: .venv/ready
+
+.venv/ready: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+demo: env
+	$(BIN)/python -m monai_petl demo --out demo $(if $(DATA),--data "$(DATA)")
+
+test: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
