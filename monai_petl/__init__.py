@@ -1,3 +1,41 @@
-"""Parameter-efficient transfer learning for medical images, native to MONAI."""
+"""Parameter-efficient transfer learning for medical images, native to MONAI.
+
+A frozen backbone plus a small trained delta: attach it, train it, save it in one small file, load it, combine it.
+"""
+
+from monai_petl import losses, methods, networks
+from monai_petl.adapt import Method, adapt, trainable_parameters
+from monai_petl.adapters import (
+    AdapterFileError,
+    adapter_state_dict,
+    disabled,
+    inspect_adapter,
+    load_adapter,
+    merge,
+    remove_adapter,
+    save_adapter,
+    unmerge,
+)
+from monai_petl.summary import Summary, summary
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AdapterFileError",
+    "Method",
+    "Summary",
+    "adapt",
+    "adapter_state_dict",
+    "disabled",
+    "inspect_adapter",
+    "load_adapter",
+    "losses",
+    "merge",
+    "methods",
+    "networks",
+    "remove_adapter",
+    "save_adapter",
+    "summary",
+    "trainable_parameters",
+    "unmerge",
+]

@@ -1,0 +1,8 @@
+"""Methods that change a network from within."""
+
+from monai_petl.methods.bottleneck import BottleneckAdapters
+from monai_petl.methods.class_head import ClassHead
+from monai_petl.methods.prompt_tuning import PromptTuning
+from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, punet_variant
+
+__all__ = ["PUNET_VARIANTS", "BottleneckAdapters", "ClassHead", "PUNetVariant", "PromptTuning", "punet_variant"]

@@ -55,5 +55,7 @@ def upsample(x: Tensor, scale: Sequence[int]) -> Tensor:
     """Trilinear enlargement by a whole factor an axis; slices of depth one run as 2D images."""
     factors = [float(s) for s in scale]
     if x.shape[-1] == 1 and scale[2] == 1:
-        return F.interpolate(x.squeeze(-1), scale_factor=factors[:2], mode="bilinear", align_corners=False).unsqueeze(-1)
+        return F.interpolate(x.squeeze(-1), scale_factor=factors[:2], mode="bilinear", align_corners=False).unsqueeze(
+            -1
+        )
     return F.interpolate(x, scale_factor=factors, mode="trilinear", align_corners=False)

@@ -61,6 +61,7 @@ class PromptAttention(nn.Module):
         self.mlp_norm = nn.LayerNorm(channels)
         self.mlp = _mlp(channels, mlp_ratio)
         self.adapter: nn.Module | None = None
+        self.adapter_enabled = True
         for axis, extent in zip("hwd", window_size, strict=True):
             self.register_parameter(f"relative_table_{axis}", xavier_parameter(2 * extent - 1, bias_width))
             self.register_parameter(f"relative_head_{axis}", xavier_parameter(num_heads, bias_width))
@@ -73,7 +74,7 @@ class PromptAttention(nn.Module):
     def finish(self, x: Tensor) -> Tensor:
         """The second half of the sub-block: linear layer, and the bottleneck adapter where one is attached."""
         x = x + self.mlp(self.mlp_norm(x))
-        return x if self.adapter is None else x + self.adapter(x)
+        return x + self.adapter(x) if self.adapter is not None and self.adapter_enabled else x
 
     def project_tokens(self, tokens: Tensor, bias: Tensor) -> AttentionPrompt:
         """Tokens (U, T, C) and their bias (U, heads, T) -> keys and values, which no image changes."""
@@ -94,7 +95,9 @@ class PromptAttention(nn.Module):
         tokens = 0
         if prompt is not None:
             tokens = prompt.key.shape[2]
-            token_key = torch.cat([prompt.key, prompt.bias[..., None] / self.scale], -1)  # the bias meets the constant mark
+            token_key = torch.cat(
+                [prompt.key, prompt.bias[..., None] / self.scale], -1
+            )  # the bias meets the constant mark
             key = _prepend(token_key, key, plan.num_windows)
             value = _prepend(prompt.value, value, plan.num_windows)
         bias = F.pad(self.relative_bias(plan.window), (tokens, 0))[None].to(query.dtype)

@@ -5,6 +5,7 @@ M. Fischer, A. Bartler, B. Yang, "Prompt Tuning for Parameter-efficient Medical 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,10 @@ class PromptSet(nn.Module):
         depth: which levels get tokens: ``"full"``, ``"encoder"``, ``"decoder"``, ``"start"`` (the first encoder level)
             or ``"end"`` (none; the class has tokens in the similarity head only).
         own_background: whether the class brings its own copy of the background tokens of the head.
+        dropout: dropout on the deep tokens in training, for uncertainty by prompt perturbation.
     """
+
+    is_adapter = True  # the prompts of a class are never part of the backbone
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class PromptSet(nn.Module):
         embedding_channels: int = 32,
         depth: str = "full",
         own_background: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if depth not in PROMPT_DEPTHS:
@@ -81,6 +86,11 @@ class PromptSet(nn.Module):
             self.bias_heads = xavier_parameter(len(self.blocks), 2, num_heads, bias_width)
         self.head_tokens = xavier_parameter(tokens, embedding_channels)
         self.background_tokens = xavier_parameter(tokens, embedding_channels) if own_background else None
+        self.dropout = nn.Dropout(dropout)
+
+    def deep_tokens(self, block: str) -> Tensor:
+        """Tokens (2, T, C) of the two attention sub-blocks of a level."""
+        return self.dropout(self.tokens[block])
 
     def token_bias(self) -> dict[str, Tensor]:
         """Block name -> (2, heads, T): scaled products of head vectors and table rows (heterogeneous bias scores)."""
@@ -94,7 +104,7 @@ class PromptBank(nn.Module):
     """Prompts of any number of classes by name, and the background tokens that they share in the head.
 
     Args:
-        blocks, tokens, num_heads, bias_width, embedding_channels: as for :class:`PromptSet`.
+        blocks, tokens, num_heads, bias_width, embedding_channels, dropout: as for :class:`PromptSet`.
     """
 
     def __init__(
@@ -105,15 +115,19 @@ class PromptBank(nn.Module):
         num_heads: int = 8,
         bias_width: int = 32,
         embedding_channels: int = 32,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self._blocks = dict(blocks)
-        self._sizes = {
-            "tokens": tokens,
-            "num_heads": num_heads,
-            "bias_width": bias_width,
-            "embedding_channels": embedding_channels,
-        }
+        self._make = functools.partial(
+            PromptSet,
+            self._blocks,
+            tokens=tokens,
+            num_heads=num_heads,
+            bias_width=bias_width,
+            embedding_channels=embedding_channels,
+            dropout=dropout,
+        )
         self.background = xavier_parameter(tokens, embedding_channels)
         self.classes = nn.ModuleDict()
 
@@ -130,9 +144,13 @@ class PromptBank(nn.Module):
         """Raise ``KeyError`` when a class is not in the bank."""
         for name in names:
             if name not in self.classes:
-                raise KeyError(f"unknown class {name!r}; this network has prompts for: {', '.join(self.names) or 'none'}")
+                raise KeyError(
+                    f"unknown class {name!r}; this network has prompts for: {', '.join(self.names) or 'none'}"
+                )
 
-    def add_class(self, name: str, init: str = "random", depth: str = "full", own_background: bool = False) -> PromptSet:
+    def add_class(
+        self, name: str, init: str = "random", depth: str = "full", own_background: bool = False
+    ) -> PromptSet:
         """Add a class.
 
         Args:
@@ -147,8 +165,10 @@ class PromptBank(nn.Module):
         if name in self.classes:
             raise ValueError(f"class {name!r} is there already; remove it first, or choose another name")
         if not name or "." in name or name == "background" or hasattr(nn.ModuleDict, name):
-            raise ValueError(f"{name!r} cannot be used as a class name; choose letters, digits, '_' or '-', not 'background'")
-        new = PromptSet(self._blocks, depth=depth, own_background=own_background, **self._sizes)
+            raise ValueError(
+                f"{name!r} cannot be used as a class name; choose letters, digits, '_' or '-', not 'background'"
+            )
+        new = self._make(depth=depth, own_background=own_background)
         new.to(self.background.device, self.background.dtype)
         if init == "mean" and self.names:
             _set_to_mean(new, [self[n] for n in self.names])
@@ -191,10 +211,14 @@ class PromptBank(nn.Module):
             if shown is None:
                 continue
             like, like_bias = sets[shown].tokens[block], biases[shown][block]
-            tokens[block] = torch.stack([p.tokens[block] if block in p.tokens else torch.zeros_like(like) for p in sets])
+            tokens[block] = torch.stack(
+                [p.deep_tokens(block) if block in p.tokens else torch.zeros_like(like) for p in sets]
+            )
             token_bias[block] = torch.stack([b.get(block, torch.full_like(like_bias, NO_ATTENTION)) for b in biases])
         background = [self.background if p.background_tokens is None else p.background_tokens for p in sets]
-        head_tokens = torch.stack([torch.stack(pair) for pair in zip(background, (p.head_tokens for p in sets), strict=True)])
+        head_tokens = torch.stack(
+            [torch.stack(pair) for pair in zip(background, (p.head_tokens for p in sets), strict=True)]
+        )
         return StackedPrompts(tokens, token_bias, head_tokens)
 
 

@@ -54,7 +54,9 @@ class PublishedPlan:
         codes = torch.zeros(1, *self.padded, 1, device=device)
         regions = [
             (slice(0, -w), slice(-w, -s if s else 0), slice(-s, None) if s else slice(0, None))
-            for w, s in zip(self.window, (w // 2 if s else 0 for w, s in zip(self.window, self.shift, strict=True)), strict=True)
+            for w, s in zip(
+                self.window, (w // 2 if s else 0 for w, s in zip(self.window, self.shift, strict=True)), strict=True
+            )
         ]
         code = 0
         for h in regions[0]:

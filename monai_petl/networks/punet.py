@@ -117,9 +117,7 @@ class PUNet(nn.Module):
         make = PublishedWindowAttention if published else WindowAttention
 
         def attention(width: int) -> WindowAttention:
-            return make(
-                width, num_heads, window_size, partition=partition, bias_width=bias_width, mlp_ratio=mlp_ratio
-            )
+            return make(width, num_heads, window_size, partition=partition, bias_width=bias_width, mlp_ratio=mlp_ratio)
 
         self.prompt_depth = prompt_depth
         self.prompting = prompting
@@ -130,13 +128,14 @@ class PUNet(nn.Module):
             num_heads=num_heads,
             bias_width=bias_width,
             embedding_channels=channels[0],
+            dropout=dropout,
         )
         self.head = SimilarityHead(
             similarity, sigma=sigma or (0.1 if published else 0.05), logit_scale=logit_scale, published=published
         )
         self.heads = nn.ModuleDict()  # classes that have a convolution in place of prompts
-        self.dropout = nn.Dropout(dropout)
-        self._hidden: set[str] = set()
+        self._dropout = dropout
+        self._active: list[str] | None = None  # None: all
         self._cache: TensorCache[_Prepared] = TensorCache()
         for name in classes:
             self.prompts.add_class(name, depth=prompt_depth)
@@ -144,18 +143,25 @@ class PUNet(nn.Module):
     @property
     def classes(self) -> list[str]:
         """All classes that this network can segment, in the order in which they were added."""
-        return [*self.prompts.names, *self.heads]
+        return [*self.prompts.names, *(name for name in self.heads if name not in self.prompts.names)]
 
     @property
     def active_classes(self) -> list[str]:
         """The classes that ``network(image)`` segments, in the order of its output channels 1, 2, ..."""
-        return [name for name in self.classes if name not in self._hidden]
+        known = self.classes
+        return known if self._active is None else [name for name in self._active if name in known]
 
     @active_classes.setter
-    def active_classes(self, names: Sequence[str]) -> None:
-        for name in names:
+    def active_classes(self, names: Sequence[str] | None) -> None:
+        """Choose classes and their order; ``None`` for all."""
+        for name in names or ():
             self._require(name)
-        self._hidden = set(self.classes) - set(names)
+        self._active = None if names is None else list(names)
+
+    def show(self, name: str, shown: bool) -> None:
+        """Show or hide one class in ``network(image)``."""
+        active = [other for other in self.active_classes if other != name]
+        self.active_classes = [*active, name] if shown else active
 
     def forward(self, image: Tensor, classes: Sequence[str] | None = None) -> Tensor | PUNetOutput:
         """Segment all active classes, or (with ``classes``) one given class for each batch element.
@@ -230,11 +236,9 @@ class PUNet(nn.Module):
             stacked = self.prompts.stack(names)
             if joint:
                 stacked = stacked.joined()
-            if self.dropout.p and self.training:
-                stacked = type(stacked)({b: self.dropout(t) for b, t in stacked.tokens.items()}, stacked.token_bias, stacked.head_tokens)
             return _Prepared(self.body.project(stacked), stacked.head_tokens)
 
-        if self.dropout.p and self.training:
+        if self._dropout and self.training:
             return compute()
         return self._cache.get((names, joint), self._prompt_sources(names), compute)
 

@@ -23,7 +23,9 @@ def test_published_arithmetic_reproduces_the_published_network(name: str) -> Non
     for stage, module in stages.items():
         if stage.startswith("enc"):
             # the sum with the shortcut is formed in the body: record both parts
-            module.attention.register_forward_hook(lambda _m, _i, out, s=stage: encoded.__setitem__(s, out.mean((2, 3, 4))))
+            module.attention.register_forward_hook(
+                lambda _m, _i, out, s=stage: encoded.__setitem__(s, out.mean((2, 3, 4)))
+            )
             module.shortcut.register_forward_hook(
                 lambda _m, _i, out, s=stage: means.__setitem__(s, out.mean((2, 3, 4)))
             )

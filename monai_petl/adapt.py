@@ -1,0 +1,279 @@
+"""The one verb: freeze a network and attach a trained delta to it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from monai.networks.layers import DropPath
+from torch import Tensor, nn
+
+__all__ = [
+    "AdapterRecord",
+    "Method",
+    "adapt",
+    "adapters_of",
+    "attach",
+    "find_record",
+    "keep_frozen",
+    "named_tensors",
+    "trainable_parameters",
+]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a delta is attached to a network and what it computes. Subclass it as a frozen dataclass of hyper-parameters.
+
+    A subclass is known to adapter files under its class name as soon as it is defined. ``attach`` adds modules in place,
+    or sets ``requires_grad`` of tensors that the method trains. Modules that hold an adapter's tensors for one task only
+    (the prompts of a class) carry the attribute ``is_adapter = True``, and never count as backbone.
+    """
+
+    registry: ClassVar[dict[str, type[Method]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Method.registry[cls.__name__] = cls
+
+    def attach(self, network: nn.Module) -> None:
+        """Add the method's modules to ``network`` in place.
+
+        Raises:
+            TypeError, ValueError: the network has nothing that the method can handle; names what it was given.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how it attaches to a network")
+
+    def detach(self, network: nn.Module) -> None:
+        """Take the method's modules away again."""
+        raise TypeError(f"{type(self).__name__} cannot be removed from a network; build the network anew instead")
+
+    def set_enabled(self, network: nn.Module, enabled: bool) -> None:
+        """Switch the method's contribution on or off without removing it."""
+        raise TypeError(f"{type(self).__name__} cannot be switched off")
+
+    def merge(self, network: nn.Module) -> None:
+        """Fold the delta into the backbone's own weights."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be merged: its delta depends on the input. Keep the adapter attached; "
+            "save_adapter writes it to a small file"
+        )
+
+    def unmerge(self, network: nn.Module) -> None:
+        """Undo :meth:`merge`, bit for bit."""
+        raise TypeError(f"{type(self).__name__} cannot be unmerged: it is never merged")
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What the adapter file keeps of this method."""
+        return asdict(self)
+
+
+@dataclass
+class AdapterRecord:
+    """What a network remembers of one adapter.
+
+    Attributes:
+        methods: the methods that were attached, in order.
+        also_train: the patterns that were given besides.
+        tensors: names of the adapter's tensors in the network's state dict.
+        originals: values of those among them that belong to the backbone, from before training (on the CPU).
+        merged: whether the delta is folded into the backbone at present.
+    """
+
+    methods: list[Method]
+    also_train: tuple[str, ...] = ()
+    tensors: list[str] = field(default_factory=list)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    merged: bool = False
+
+
+def adapt(
+    network: nn.Module, method: Method | Sequence[Method], also_train: Sequence[str] = (), name: str = "default"
+) -> nn.Module:
+    """Freeze ``network``, attach one or several methods, and unfreeze what is named besides.
+
+    Frozen means frozen: normalisation layers whose parameters do not train keep their running statistics, and dropout of
+    the frozen part stays off, under ``network.train()`` too.
+
+    Args:
+        network: any network that the methods can handle; changed in place, its class and ``forward`` stay.
+        method: a method or several.
+        also_train: names or glob patterns of modules or parameters that train as they are, for instance ``"out"`` or
+            ``"decoder*.norm"``.
+        name: the adapter's name on this network, under which it is saved, switched and removed.
+
+    Returns:
+        The same network.
+
+    Raises:
+        ValueError: the name is taken, or a pattern matches nothing.
+        TypeError: a method cannot handle the network.
+    """
+    flags = {n: p.requires_grad for n, p in network.named_parameters()}
+    network.requires_grad_(False)
+    try:
+        attach(network, [method] if isinstance(method, Method) else list(method), also_train, name)
+    except Exception:
+        for n, p in network.named_parameters():
+            p.requires_grad_(flags.get(n, p.requires_grad))
+        raise
+    return network
+
+
+def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[str], name: str) -> AdapterRecord:
+    """Attach methods beside what is there and record them under ``name``; the rest of :func:`adapt` is freezing."""
+    records = adapters_of(network)
+    if name in records:
+        raise ValueError(
+            f"the network has an adapter {name!r} already; remove it with remove_adapter(network, {name!r}), or choose "
+            "another name"
+        )
+    if isinstance(also_train, str):
+        raise ValueError(f"also_train must be a list of names or patterns, got the string {also_train!r}")
+    training = [p for p in network.parameters() if p.requires_grad]
+    before = {n: t.detach() for n, t in named_tensors(network)}
+    attached: list[Method] = []
+    _set_requires_grad(training, False)
+    try:
+        for method in methods:
+            method.attach(network)
+            attached.append(method)
+        for pattern in also_train:
+            _set_requires_grad(_matching(network, pattern), True)
+        keep_frozen(network)
+        record = AdapterRecord(list(methods), tuple(also_train), _trained_names(network))
+        owned = adapter_module_names(network)
+        record.originals = {
+            n: before[n].cpu().clone() for n in record.tensors if n in before and not n.startswith(owned)
+        }
+        records[name] = record
+    except Exception:
+        for method in reversed(attached):
+            method.detach(network)
+        raise
+    finally:
+        _set_requires_grad(training, True)
+        keep_frozen(network)
+    return record
+
+
+def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """What an optimiser gets: the parameters that train.
+
+    Raises:
+        ValueError: nothing trains.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("no parameter of this network trains; call adapt(network, method) first")
+    return parameters
+
+
+def adapters_of(network: nn.Module) -> dict[str, AdapterRecord]:
+    """The adapters of a network by name, in the order in which they were attached. The dictionary is the live one."""
+    return network.__dict__.setdefault("_adapters", {})
+
+
+def find_record(network: nn.Module, name: str | None) -> tuple[str, AdapterRecord]:
+    """The adapter of this name; without a name, the one that was attached last.
+
+    Raises:
+        ValueError: there is no such adapter.
+    """
+    records = adapters_of(network)
+    if name is None and records:
+        name = next(reversed(records))
+    if name is None or name not in records:
+        wanted = "any adapter" if name is None else f"an adapter {name!r}"
+        raise ValueError(f"the network has not got {wanted}; it has: {', '.join(records) or 'none'}")
+    return name, records[name]
+
+
+def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and saved buffers under their state-dict names."""
+    yield from network.state_dict(keep_vars=True).items()
+
+
+def adapter_module_names(network: nn.Module) -> tuple[str, ...]:
+    """Prefixes (with a final dot) of the modules that hold nothing but an adapter's tensors."""
+    return tuple(f"{n}." for n, module in network.named_modules() if getattr(module, "is_adapter", False))
+
+
+def keep_frozen(network: nn.Module) -> None:
+    """Pin the normalisation and dropout layers of the frozen part to evaluation mode; release those that train.
+
+    A normalisation layer counts as trained when all its parameters are. A layer without parameters (dropout,
+    normalisation without scale) goes with the nearest module around it that has some: it is live when all of them train.
+    """
+
+    def visit(module: nn.Module, outer_trains: bool) -> None:
+        inside = list(module.parameters())
+        trains = all(p.requires_grad for p in inside) if inside else outer_trains
+        if isinstance(module, _PINNED):
+            if trains:
+                module.__dict__.pop("train", None)
+                module.train(network.training)
+            else:
+                module.__dict__["train"] = functools.partial(_stay_in_evaluation, module)
+                module.train()
+        for child in module.children():
+            visit(child, trains)
+
+    visit(network, True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that an adapter was trained with."""
+    return {name: importlib.metadata.version(name) for name in ("monai-petl", "monai", "torch")}
+
+
+_PINNED = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.modules.dropout._DropoutNd,
+    DropPath,
+)
+
+
+def _set_requires_grad(parameters: Iterable[nn.Parameter], flag: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(flag)
+
+
+def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
+    return type(module).train(module, False)
+
+
+def _matching(network: nn.Module, pattern: str) -> list[nn.Parameter]:
+    """Parameters whose own name, or the name of a module around them, matches the pattern."""
+    found = [
+        parameter
+        for name, parameter in network.named_parameters()
+        if any(fnmatchcase(part, pattern) for part in _prefixes(name))
+    ]
+    if not found:
+        modules = ", ".join(n for n, _ in network.named_children())
+        raise ValueError(
+            f"also_train: nothing in the network is called {pattern!r}; its top-level modules are: {modules}"
+        )
+    return found
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+@torch.no_grad()
+def _trained_names(network: nn.Module) -> list[str]:
+    """State-dict names of what trains now: parameters, and statistics of normalisation layers that train."""
+    names = {n for n, p in network.named_parameters() if p.requires_grad}
+    for prefix, module in network.named_modules():
+        if isinstance(module, _PINNED) and "train" not in module.__dict__:
+            names |= {f"{prefix}.{n}" for n, _ in module.named_buffers(recurse=False)}
+    return [n for n, _ in named_tensors(network) if n in names]

@@ -1,0 +1,334 @@
+"""The trained delta as a small file: save it, load it, look into it, take it away, fold it in.
+
+An adapter file is a safetensors file (never pickle) with a header that says which method made it and which backbone it
+fits: a fingerprint of every frozen tensor it was trained against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from monai_petl.adapt import (
+    AdapterRecord,
+    Method,
+    adapter_module_names,
+    adapters_of,
+    attach,
+    find_record,
+    keep_frozen,
+    named_tensors,
+    versions,
+)
+
+__all__ = [
+    "AdapterFileError",
+    "adapter_state_dict",
+    "disabled",
+    "inspect_adapter",
+    "load_adapter",
+    "merge",
+    "remove_adapter",
+    "save_adapter",
+    "unmerge",
+]
+
+FORMAT, FORMAT_VERSION = "monai_petl.adapter", 1
+
+
+class AdapterFileError(ValueError):
+    """The file is not an adapter, is damaged, or does not fit the network."""
+
+
+def adapter_state_dict(network: nn.Module, name: str | None = None) -> dict[str, Tensor]:
+    """The tensors of one adapter (default: the one attached last) under their names in the network's state dict."""
+    _, record = find_record(network, name)
+    state = network.state_dict()
+    return {n: state[n] for n in record.tensors}
+
+
+def save_adapter(
+    network: nn.Module, path: str | os.PathLike, notes: Mapping[str, Any] | str | None = None, name: str | None = None
+) -> Path:
+    """Write one adapter to a ``.safetensors`` file; the file appears whole or not at all.
+
+    Args:
+        network: a network with an adapter.
+        path: where to write; missing folders are made.
+        notes: a sentence or a table about the training data, kept in the header.
+        name: which adapter; default the one attached last.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the network has no such adapter, or it is merged.
+        OSError: the place cannot be written to.
+    """
+    name, record = find_record(network, name)
+    if record.merged:
+        raise ValueError(f"adapter {name!r} is merged into the backbone; call unmerge(network) before saving it")
+    header = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "name": name,
+        "methods": json.dumps([{"method": type(m).__name__, **m.hyperparameters()} for m in record.methods]),
+        "also_train": json.dumps(record.also_train),
+        "network": type(network).__name__,
+        "class_names": json.dumps([m.class_name for m in record.methods if hasattr(m, "class_name")]),
+        "notes": json.dumps(notes),
+        "versions": json.dumps(versions()),
+        "fingerprint": json.dumps(_fingerprint(network, record), separators=(",", ":")),
+    }
+    path = Path(path)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in adapter_state_dict(network, name).items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            save_file(tensors, Path(folder) / path.name, header)
+            os.replace(Path(folder) / path.name, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write the adapter to {path}: {error}") from error
+    return path
+
+
+def inspect_adapter(path: str | os.PathLike) -> dict[str, Any]:
+    """What the header of an adapter file says, and its number of values and bytes. Reads no tensor.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AdapterFileError: it is not an adapter file, is damaged, or comes from a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no adapter file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            shapes = {n: list(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(
+            f"{path} is not an adapter file, or is damaged: {error}. Copy or save it again"
+        ) from error
+    if header.get("format") != FORMAT:
+        raise AdapterFileError(f"{path} is a safetensors file but not an adapter saved by save_adapter")
+    if int(header["format_version"]) > FORMAT_VERSION:
+        raise AdapterFileError(
+            f"{path} has adapter format {header['format_version']}; this monai_petl reads up to {FORMAT_VERSION}. Update it: "
+            "pip install --upgrade monai-petl"
+        )
+    try:
+        decoded = {
+            n: json.loads(header[n])
+            for n in ("methods", "also_train", "class_names", "notes", "versions", "fingerprint")
+        }
+    except (KeyError, ValueError) as error:
+        raise AdapterFileError(f"{path}: the adapter's header is damaged ({error}). Save it again") from error
+    return {
+        "name": header["name"],
+        "network": header["network"],
+        "format_version": int(header["format_version"]),
+        **decoded,
+        "shapes": shapes,
+        "values": sum(_product(shape) for shape in shapes.values()),
+        "bytes": path.stat().st_size,
+    }
+
+
+def load_adapter(
+    network: nn.Module, path: str | os.PathLike, name: str | None = None, trainable: bool = False
+) -> nn.Module:
+    """Attach the adapter of a file to the backbone it was trained on. Other adapters of the network stay as they are.
+
+    Args:
+        network: the backbone.
+        path: a file written by :func:`save_adapter`.
+        name: a name on this network other than the one in the file.
+        trainable: whether the adapter is to be trained further.
+
+    Returns:
+        The same network. After an error it is as it was.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AdapterFileError: not an adapter file; another backbone (says which tensors differ); tensors that are missing,
+            left over, or of another shape; a method that is not known here.
+        ValueError: the network has an adapter of that name.
+    """
+    header = inspect_adapter(path)
+    unknown = [m["method"] for m in header["methods"] if m["method"] not in Method.registry]
+    if unknown:
+        raise AdapterFileError(
+            f"{path} was made with the method {unknown[0]}, which is not known here. Import the module that defines it first"
+        )
+    methods = [
+        Method.registry[m["method"]](**{key: value for key, value in m.items() if key != "method"})
+        for m in header["methods"]
+    ]
+    _check_fingerprint(network, path, header)
+    name = name or header["name"]
+    attach(network, methods, header["also_train"], name)
+    record = adapters_of(network)[name]
+    own = {n: t for n, t in named_tensors(network) if n in set(record.tensors)}
+    try:
+        _check_shapes(path, {n: list(t.shape) for n, t in own.items()}, header["shapes"])
+        with torch.no_grad(), safe_open(path, framework="pt") as file:
+            for n, tensor in own.items():
+                tensor.copy_(file.get_tensor(n))
+    except Exception:
+        remove_adapter(network, name)
+        raise
+    if not trainable:
+        for tensor in own.values():
+            tensor.requires_grad_(False)
+        keep_frozen(network)
+    return network
+
+
+def remove_adapter(network: nn.Module, name: str | None = None) -> None:
+    """Take an adapter away; backbone tensors that it trained get back their values from before."""
+    name, record = find_record(network, name)
+    if record.merged:
+        unmerge(network, name)
+    _exchange(network, record)
+    for method in reversed(record.methods):
+        method.detach(network)
+    for n, tensor in named_tensors(network):
+        if n in record.originals:
+            tensor.requires_grad_(False)
+    del adapters_of(network)[name]
+    keep_frozen(network)
+
+
+def merge(network: nn.Module, name: str | None = None) -> nn.Module:
+    """Fold an adapter into the backbone's weights, so that inference costs what the backbone costs.
+
+    Raises:
+        TypeError: the method cannot be merged.
+    """
+    _, record = find_record(network, name)
+    if not record.merged:
+        for method in record.methods:
+            method.merge(network)
+        record.merged = True
+    return network
+
+
+def unmerge(network: nn.Module, name: str | None = None) -> nn.Module:
+    """Undo :func:`merge`, bit for bit."""
+    _, record = find_record(network, name)
+    if record.merged:
+        for method in reversed(record.methods):
+            method.unmerge(network)
+        record.merged = False
+    return network
+
+
+@contextmanager
+def disabled(network: nn.Module, name: str | None = None) -> Iterator[nn.Module]:
+    """Within the block the network is the untouched backbone: adapters (or the named one) contribute nothing.
+
+    Example::
+
+        with disabled(network):
+            before = network(image)
+    """
+    records = [find_record(network, name)[1]] if name else list(adapters_of(network).values())
+    switched: list[Method] = []
+    exchanged: list[tuple[AdapterRecord, dict[str, Tensor]]] = []
+    try:
+        for record in records:
+            for method in record.methods:
+                method.set_enabled(network, False)
+                switched.append(method)
+            exchanged.append((record, _exchange(network, record)))
+        yield network
+    finally:
+        for _, values in exchanged:
+            _assign(network, values)
+        for method in reversed(switched):
+            method.set_enabled(network, True)
+
+
+def _exchange(network: nn.Module, record: AdapterRecord) -> dict[str, Tensor]:
+    """Put the backbone's original values in place; returns the trained ones."""
+    trained = {n: t.detach().clone() for n, t in named_tensors(network) if n in record.originals}
+    _assign(network, record.originals)
+    return trained
+
+
+@torch.no_grad()
+def _assign(network: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for n, tensor in named_tensors(network):
+        if n in values:
+            tensor.copy_(values[n])
+
+
+def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, str]:
+    """Name -> hash of every tensor that the adapter was trained against: all but its own and other adapters'."""
+    foreign = adapter_module_names(network)
+    own = set(record.tensors) if record else set()
+    for other in adapters_of(network).values():
+        if other is not record:
+            own |= set(other.tensors) - set(other.originals)
+    return {n: _hash(t) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
+
+
+def _hash(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous()
+    digest = hashlib.blake2b(f"{data.dtype}{tuple(data.shape)}".encode(), digest_size=6)
+    digest.update(data.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_fingerprint(network: nn.Module, path: str | os.PathLike, header: Mapping[str, Any]) -> None:
+    wanted, found = header["fingerprint"], _fingerprint(network, None)
+    missing = [n for n in wanted if n not in found]
+    differing = [n for n in wanted if n in found and found[n] != wanted[n]]
+    if not missing and not differing:
+        return
+    parts = [
+        f"{len(names)} {what} ({_some(names)})"
+        for names, what in ((missing, "missing"), (differing, "with other values or shapes"))
+        if names
+    ]
+    raise AdapterFileError(
+        f"{path} was trained on another backbone ({header['network']}): of its {len(wanted)} frozen tensors this "
+        f"{type(network).__name__} has {' and '.join(parts)}. Load the weights of that backbone first"
+    )
+
+
+def _check_shapes(path: str | os.PathLike, network: Mapping[str, list[int]], file: Mapping[str, list[int]]) -> None:
+    missing, extra = [n for n in network if n not in file], [n for n in file if n not in network]
+    if missing or extra:
+        raise AdapterFileError(
+            f"{path} does not fit: tensors missing in the file: {_some(missing)}; left over in the file: {_some(extra)}"
+        )
+    for n, shape in network.items():
+        if shape != file[n]:
+            raise AdapterFileError(
+                f"{path} does not fit: {n} has shape {file[n]} in the file, the network needs {shape}"
+            )
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more if names else "none"
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for extent in shape:
+        product *= extent
+    return product

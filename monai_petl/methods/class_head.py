@@ -1,0 +1,38 @@
+"""An output convolution of its own for a class: the head of PUNet's variants that use no prompts (arXiv:2211.09233)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from monai_petl.adapt import Method
+from monai_petl.methods.prompt_tuning import punet_of
+from monai_petl.networks.heads import ConvHead
+
+__all__ = ["ClassHead"]
+
+
+@dataclass(frozen=True)
+class ClassHead(Method):
+    """Segment one class by batch norm, LeakyReLU and a 1x1x1 convolution on the un-prompted embedding (130 values).
+
+    Args:
+        class_name: the class; prompts that the network may hold under this name are dropped.
+    """
+
+    class_name: str
+
+    def attach(self, network: nn.Module) -> None:
+        punet = punet_of(network, "ClassHead")
+        if self.class_name in punet.prompts.names:
+            punet.prompts.remove_class(self.class_name)
+        like = punet.prompts.background
+        head = ConvHead(like.shape[1], 2).to(like.device, like.dtype)
+        punet.heads[self.class_name] = head.train(punet.training)
+
+    def detach(self, network: nn.Module) -> None:
+        del punet_of(network, "ClassHead").heads[self.class_name]
+
+    def set_enabled(self, network: nn.Module, enabled: bool) -> None:
+        punet_of(network, "ClassHead").show(self.class_name, enabled)

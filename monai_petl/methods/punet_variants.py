@@ -1,0 +1,72 @@
+"""The ways to adapt PUNet to a class that arXiv:2211.09233 compares, by name, so that a config switches among them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from monai_petl.adapt import Method
+from monai_petl.methods.bottleneck import BottleneckAdapters
+from monai_petl.methods.class_head import ClassHead
+from monai_petl.methods.prompt_tuning import PromptTuning
+
+__all__ = ["PUNET_VARIANTS", "PUNetVariant", "punet_variant"]
+
+PUNET_VARIANTS = {
+    "prompt": "prompt tokens in all levels (the method)",
+    "prompt_encoder": "prompt tokens in the encoder",
+    "prompt_decoder": "prompt tokens in the decoder",
+    "prompt_start": "prompt tokens in the first encoder level",
+    "prompt_end": "prompt tokens in the similarity head only",
+    "prompt_bias": "prompt tokens in all levels and the body's biases",
+    "head": "an output convolution",
+    "bias": "an output convolution and the body's biases",
+    "adapter": "an output convolution and bottleneck adapters",
+    "decoder": "an output convolution and the decoder",
+    "full": "everything, with prompts",
+    "full_head": "everything, with an output convolution",
+    "scratch": "everything, with prompts, from random weights",
+}
+
+
+class PUNetVariant(NamedTuple):
+    """Arguments of :func:`monai_petl.adapt`, and whether the pre-trained weights are loaded and stay as they are."""
+
+    methods: tuple[Method, ...]
+    also_train: tuple[str, ...] = ()
+    pretrained: bool = True
+
+    @property
+    def keeps_body(self) -> bool:
+        """Whether the backbone is untouched, so that all other classes are bit-identical afterwards."""
+        return not self.also_train and not any(isinstance(m, BottleneckAdapters) for m in self.methods)
+
+
+def punet_variant(variant: str, class_name: str, init: str = "random") -> PUNetVariant:
+    """The adaptation of this name for one new class.
+
+    Args:
+        variant: a key of :data:`PUNET_VARIANTS`.
+        class_name: the new class.
+        init: start of the prompts, see :class:`monai_petl.methods.PromptTuning`.
+
+    Raises:
+        ValueError: there is no variant of this name.
+    """
+    prompts = PromptTuning(class_name, init=init)
+    head = ClassHead(class_name)
+    if variant in ("prompt_encoder", "prompt_decoder", "prompt_start", "prompt_end"):
+        return PUNetVariant((PromptTuning(class_name, depth=variant.removeprefix("prompt_"), init=init),))
+    variants = {
+        "prompt": PUNetVariant((prompts,)),
+        "prompt_bias": PUNetVariant((prompts,), ("body.*.bias",)),
+        "head": PUNetVariant((head,)),
+        "bias": PUNetVariant((head,), ("body.*.bias",)),
+        "adapter": PUNetVariant((head, BottleneckAdapters())),
+        "decoder": PUNetVariant((head,), ("body.decoder",)),
+        "full": PUNetVariant((prompts,), ("body", "prompts.background")),
+        "full_head": PUNetVariant((head,), ("body",)),
+        "scratch": PUNetVariant((prompts,), ("body", "prompts.background"), pretrained=False),
+    }
+    if variant not in variants:
+        raise ValueError(f"variant must be one of {', '.join(PUNET_VARIANTS)}; got {variant!r}")
+    return variants[variant]
