@@ -1,0 +1,8 @@
+"""Losses that MONAI has not got."""
+
+from __future__ import annotations
+
+from monai_petl.losses.cpa import CPALoss
+from monai_petl.losses.focal import SampleWeightedFocalLoss
+
+__all__ = ["CPALoss", "SampleWeightedFocalLoss"]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import NamedTuple
 
-from monai_petl.adapt import Method
+from monai_petl.adapt import Method, adapt
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.class_head import ClassHead
 from monai_petl.methods.prompt_tuning import PromptTuning
+from monai_petl.networks import PUNet, load_punet_backbone
+from monai_petl.summary import summary
 
-__all__ = ["PUNET_VARIANTS", "PUNetVariant", "punet_variant"]
+__all__ = ["PUNET_VARIANTS", "PUNetVariant", "adapt_punet", "punet_variant"]
+
+logger = logging.getLogger(__name__)
 
 PUNET_VARIANTS = {
     "prompt": "prompt tokens in all levels (the method)",
@@ -70,3 +76,34 @@ def punet_variant(variant: str, class_name: str, init: str = "random") -> PUNetV
     if variant not in variants:
         raise ValueError(f"variant must be one of {', '.join(PUNET_VARIANTS)}; got {variant!r}")
     return variants[variant]
+
+
+def adapt_punet(
+    network: PUNet,
+    variant: str,
+    class_name: str,
+    pretrained_path: str | os.PathLike | None = None,
+    init: str = "random",
+) -> PUNet:
+    """Load the pre-trained weights, freeze them and make the network ready to learn one class.
+
+    Args:
+        network: a fresh network; changed in place.
+        variant: a key of :data:`PUNET_VARIANTS`.
+        class_name: the new class. It is the only active class afterwards: ``network(image)`` has two channels.
+        pretrained_path: state dict of the pre-trained network; ``None`` leaves the weights as they are.
+        init: start of the prompts.
+
+    Returns:
+        The same network. Its adapter is called after the class.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`monai_petl.networks.load_punet_backbone` and :func:`punet_variant`.
+    """
+    chosen = punet_variant(variant, class_name, init)
+    if chosen.pretrained and pretrained_path is not None:
+        load_punet_backbone(network, pretrained_path)
+    adapt(network, chosen.methods, chosen.also_train, name=class_name)
+    network.active_classes = [class_name]
+    logger.info("%s, class %s:\n%s", variant, class_name, summary(network))
+    return network

@@ -21,8 +21,9 @@ class Conv3d(nn.Conv3d):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Sequence[int], stride: Sequence[int], bias: bool = True
     ) -> None:
-        k, s = tuple(kernel_size), tuple(stride)
-        super().__init__(in_channels, out_channels, k, s, padding=tuple(n // 2 for n in k), bias=bias)
+        (h, w, d), (stride_h, stride_w, stride_d) = kernel_size, stride
+        padding, strides = (h // 2, w // 2, d // 2), (stride_h, stride_w, stride_d)
+        super().__init__(in_channels, out_channels, (h, w, d), strides, padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != 1 or self.kernel_size[2] != 1:

@@ -113,7 +113,7 @@ class PromptAttention(nn.Module):
 
     def relative_bias(self, window: Sequence[int]) -> Tensor:
         """Content-to-content bias (heads, N, N) of a window of N voxels: one third of the sum over the three axes."""
-        total = self.relative_table_h.new_zeros(())
+        total = self.norm.weight.new_zeros(())
         for axis, name in enumerate("hwd"):
             table, head = getattr(self, f"relative_table_{name}"), getattr(self, f"relative_head_{name}")
             scores = head @ table.T * (table.shape[1] ** -0.5 / 3)  # (heads, 2 * window - 1)

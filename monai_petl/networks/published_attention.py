@@ -9,6 +9,7 @@ padding, every axis gets some, with the larger half in front, while mask and cro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -105,10 +106,11 @@ class PublishedWindowAttention(WindowAttention):
     def forward(self, x: Tensor, prompts: tuple[AttentionPrompt, AttentionPrompt] | None = None) -> Tensor:
         plain, shifted = (PublishedPlan(x.shape[2:], self.window_size, flag, x.device) for flag in (False, True))
         first, second = (None, None) if prompts is None else prompts
+        attn0, attn1 = cast(PublishedAttention, self.attn0), cast(PublishedAttention, self.attn1)
         x = F.pad(x, plain.pad).permute(0, 2, 3, 4, 1)
-        x = plain.merge(self.attn0.windows(plain.partition(x), plain, first))
+        x = plain.merge(attn0.windows(plain.partition(x), plain, first))
         x = x.roll([-s for s in shifted.shift], (1, 2, 3))
-        x = shifted.merge(self.attn1.windows(shifted.partition(x), shifted, second))
+        x = shifted.merge(attn1.windows(shifted.partition(x), shifted, second))
         x = x.roll(shifted.shift, (1, 2, 3))
         (h, w, d), (i, j, k) = plain.size, plain.low
         return x[:, i : i + h, j : j + w, k : k + d].permute(0, 4, 1, 2, 3)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_petl.networks.caching import TensorCache
-from monai_petl.networks.heads import ConvHead, SimilarityHead
+from monai_petl.networks.heads import SimilarityHead
 from monai_petl.networks.layers import upsample
 from monai_petl.networks.prompt_attention import WindowAttention
 from monai_petl.networks.prompts import PromptBank
@@ -243,7 +243,7 @@ class PUNet(nn.Module):
         return self._cache.get((names, joint), self._prompt_sources(names), compute)
 
     def _prompt_sources(self, names: Sequence[str]) -> list[Tensor]:
-        sources = [self.prompts.background]
+        sources: list[Tensor] = [self.prompts.background]
         for name in names:
             sources += self.prompts[name].parameters()
         for block in self.body.blocks:

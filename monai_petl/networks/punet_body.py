@@ -6,6 +6,7 @@ M. Fischer, A. Bartler, B. Yang, "Prompt Tuning for Parameter-efficient Medical 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -44,16 +45,14 @@ class PUNetBody(nn.Module):
         self.encoder = nn.ModuleDict()
         for i, width in enumerate(channels):
             stride = (1, 1, 1) if i == 0 else (2, 2, depth_strides[i])
-            block = EncoderBlock(channels[max(i - 1, 0)], width, depth_kernels[i], stride, attention(width))
-            self.encoder[f"enc{i}"] = block
+            previous = channels[max(i - 1, 0)]
+            self.encoder[f"enc{i}"] = EncoderBlock(previous, width, depth_kernels[i], stride, attention(width))
             self.blocks[f"enc{i}"] = width
         self.decoder = nn.ModuleDict()
         for j, i in enumerate(reversed(range(levels - 1))):
-            block = DecoderBlock(
-                channels[i + 1], channels[i], depth_kernels[i + 1], (2, 2, depth_strides[i + 1]), attention(channels[i])
-            )
-            self.decoder[f"dec{j}"] = block
-            self.blocks[f"dec{j}"] = channels[i]
+            below, width, scale = channels[i + 1], channels[i], (2, 2, depth_strides[i + 1])
+            self.decoder[f"dec{j}"] = DecoderBlock(below, width, depth_kernels[i + 1], scale, attention(width))
+            self.blocks[f"dec{j}"] = width
 
     def forward(self, image: Tensor, prompts: BlockPrompts | None = None, passes: int = 1) -> Tensor:
         """Dense embedding.
@@ -71,15 +70,16 @@ class PUNetBody(nn.Module):
         prompts = prompts or {}
         x = self.stem(image)
         skips: list[Tensor] = []
-        for name, block in self.encoder.items():
+        for name in self.encoder:
+            block = cast(EncoderBlock, self.encoder[name])
             local, shortcut = block.local(x)
             if name == "enc0" and passes > 1:
                 local, shortcut = (t.repeat_interleave(passes, 0) for t in (local, shortcut))
             x = block.attention(local, prompts.get(name)) + shortcut
             skips.append(x)
         skips.pop()
-        for name, block in self.decoder.items():
-            x = block(x, skips.pop(), prompts.get(name))
+        for name, decoder_block in self.decoder.items():
+            x = decoder_block(x, skips.pop(), prompts.get(name))
         return x
 
     def project(self, stacked: StackedPrompts) -> BlockPrompts:
@@ -91,7 +91,7 @@ class PUNetBody(nn.Module):
 
     def level(self, name: str) -> EncoderBlock | DecoderBlock:
         """The level of this name, such as ``"enc0"`` or ``"dec3"``."""
-        return self.encoder[name] if name in self.encoder else self.decoder[name]
+        return cast("EncoderBlock | DecoderBlock", self.encoder[name] if name in self.encoder else self.decoder[name])
 
 
 class Stem(nn.Module):

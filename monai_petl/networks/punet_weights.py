@@ -1,0 +1,115 @@
+"""Weights of PUNet from files: a whole network, and adapters of single classes, possibly from different people."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from monai_petl.adapt import adapters_of
+from monai_petl.adapters import load_adapter, remove_adapter
+from monai_petl.networks.punet import PUNet
+
+__all__ = ["load_punet", "load_punet_backbone"]
+
+logger = logging.getLogger(__name__)
+CLASS_PREFIX = "prompts.classes."
+
+
+def load_punet_backbone(network: PUNet, path: str | os.PathLike) -> list[str]:
+    """Load body, background tokens and the prompts of the classes that network and file have in common.
+
+    Args:
+        network: changed in place.
+        path: a state dict (``model.pt``), read without executing code (``weights_only``).
+
+    Returns:
+        The classes of the network whose prompts were in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or does not fit; names the tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no pre-trained network at {path}. Run the bundle's pretrain.json first, or give its place as --ckpt_path or "
+            "--pretrained_path"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a state dict, it may be damaged or truncated: {error}") from error
+    state = state.get("model", state) if isinstance(state, Mapping) else {}
+    own = network.state_dict()
+    shared = [n for n in own if not n.startswith((CLASS_PREFIX, "heads."))]
+    found = [c for c in network.prompts.names if any(n.startswith(f"{CLASS_PREFIX}{c}.") for n in state)]
+    wanted = shared + [n for c in found for n in own if n.startswith(f"{CLASS_PREFIX}{c}.")]
+    wrong = [n for n in wanted if not isinstance(state.get(n), Tensor) or state[n].shape != own[n].shape]
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit this PUNet: {len(wrong)} of {len(wanted)} tensors are missing or have another shape "
+            f"({', '.join(wrong[:3])}). Use the network settings that the file was trained with"
+        )
+    network.load_state_dict({n: state[n] for n in wanted}, strict=False)
+    return found
+
+
+def load_punet(
+    network: PUNet,
+    path: str | os.PathLike,
+    classes: Sequence[str] | None = None,
+    adapter_dir: str | os.PathLike | None = None,
+    adapters: Mapping[str, str] | None = None,
+) -> PUNet:
+    """A network that segments ``classes``: the backbone of one file, each class from its adapter file or from that file.
+
+    Args:
+        network: changed in place.
+        path: state dict of a pre-trained network.
+        classes: what to segment, in order of the output channels 1, 2, ...; default all classes of the network.
+        adapter_dir: where ``<class>.safetensors`` may lie; a file there goes before what ``path`` holds.
+        adapters: class -> adapter file, where it lies elsewhere.
+
+    Returns:
+        The network, with ``active_classes`` set.
+
+    Raises:
+        FileNotFoundError: ``path`` or a file of ``adapters`` is missing.
+        ValueError: a file does not fit, or a class has weights in none of the files.
+    """
+    classes = list(classes if classes is not None else network.classes)
+    found = load_punet_backbone(network, path)
+    files = {name: Path(file) for name, file in (adapters or {}).items()}
+    unknown = [name for name in files if name not in classes]
+    if unknown:
+        raise ValueError(f"adapters names the class {unknown[0]!r}, which is not among the classes {classes}")
+    for name in classes:
+        file = files.get(name)
+        if file is None and adapter_dir is not None and (Path(adapter_dir) / f"{name}.safetensors").is_file():
+            file = Path(adapter_dir) / f"{name}.safetensors"
+        if file is not None:
+            _replace_class(network, name, file)
+            logger.info("class %s: %s", name, file)
+        elif name not in found:
+            raise ValueError(
+                f"class {name!r} has no weights: {path} holds {', '.join(found) or 'no class'}, and there is no adapter file "
+                f"{name}.safetensors in {adapter_dir or 'adapter_dir'}. Train it with train.json, or leave it out of the classes"
+            )
+    network.active_classes = classes
+    return network
+
+
+def _replace_class(network: PUNet, name: str, file: Path) -> None:
+    if name in adapters_of(network):
+        remove_adapter(network, name)
+    if name in network.prompts.names:
+        network.prompts.remove_class(name)
+    load_adapter(network, file, name=name)
+    if name not in network.classes:
+        raise ValueError(f"{file} is not an adapter of the class {name!r}; it brings: {', '.join(network.classes)}")

@@ -1,0 +1,19 @@
+"""Dictionary transforms that MONAI has not got."""
+
+from __future__ import annotations
+
+from monai_petl.transforms.checks import RequireContentd
+from monai_petl.transforms.class_label import SampleClassLabeld
+from monai_petl.transforms.coordinates import AddCoordinatesd
+from monai_petl.transforms.labels import SelectClassesd
+from monai_petl.transforms.views import RandViewd, StudentTeacherViewsd, ViewAugmentation
+
+__all__ = [
+    "AddCoordinatesd",
+    "RandViewd",
+    "RequireContentd",
+    "SampleClassLabeld",
+    "SelectClassesd",
+    "StudentTeacherViewsd",
+    "ViewAugmentation",
+]
