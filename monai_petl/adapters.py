@@ -288,7 +288,7 @@ def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, 
 def _hash(tensor: Tensor) -> str:
     data = tensor.detach().cpu().contiguous()
     digest = hashlib.blake2b(f"{data.dtype}{tuple(data.shape)}".encode(), digest_size=6)
-    digest.update(data.flatten().view(torch.uint8).numpy())
+    digest.update(data.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

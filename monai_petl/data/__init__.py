@@ -1,0 +1,23 @@
+"""Data sets: phantoms to start with, data lists for bundles, checks, and conversion from other formats."""
+
+from monai_petl.data.check import CaseReport, DatasetReport, check_dataset, validate_cases
+from monai_petl.data.datalist import DataError, class_names, few_shot, load_datalist, require_data, split_cases
+from monai_petl.data.make import make_dataset
+from monai_petl.data.phantom import PHANTOM_CLASSES, make_phantom, make_phantom_dataset
+
+__all__ = [
+    "PHANTOM_CLASSES",
+    "CaseReport",
+    "DataError",
+    "DatasetReport",
+    "check_dataset",
+    "class_names",
+    "few_shot",
+    "load_datalist",
+    "make_dataset",
+    "make_phantom",
+    "make_phantom_dataset",
+    "require_data",
+    "split_cases",
+    "validate_cases",
+]

@@ -3,7 +3,7 @@
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.class_head import ClassHead
 from monai_petl.methods.prompt_tuning import PromptTuning
-from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, adapt_punet, punet_variant
+from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, adapt_punet, keeps_body, punet_variant
 
 __all__ = [
     "PUNET_VARIANTS",

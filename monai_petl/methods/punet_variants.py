@@ -13,7 +13,7 @@ from monai_petl.methods.prompt_tuning import PromptTuning
 from monai_petl.networks import PUNet, load_punet_backbone
 from monai_petl.summary import summary
 
-__all__ = ["PUNET_VARIANTS", "PUNetVariant", "adapt_punet", "punet_variant"]
+__all__ = ["PUNET_VARIANTS", "PUNetVariant", "adapt_punet", "keeps_body", "punet_variant"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,3 +107,8 @@ def adapt_punet(
     network.active_classes = [class_name]
     logger.info("%s, class %s:\n%s", variant, class_name, summary(network))
     return network
+
+
+def keeps_body(variant: str) -> bool:
+    """Whether a variant leaves the backbone as it is, so that one network holds the classes of many trainings."""
+    return punet_variant(variant, "class").keeps_body

@@ -99,7 +99,7 @@ def load_punet(
         elif name not in found:
             raise ValueError(
                 f"class {name!r} has no weights: {path} holds {', '.join(found) or 'no class'}, and there is no adapter file "
-                f"{name}.safetensors in {adapter_dir or 'adapter_dir'}. Train it with train.json, or leave it out of the classes"
+                f"{name}.safetensors in {adapter_dir or 'adapter_dir'}. Train it with train.json, or leave it out"
             )
     network.active_classes = classes
     return network

@@ -1,0 +1,351 @@
+"""Checks of a data set: everything that would stop a training run, or spoil it without stopping it.
+
+:func:`check_dataset` reads every volume and reports; :func:`validate_cases` reads little and raises, so that a bundle's
+``run`` can begin with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from monai_petl.data.datalist import SECTIONS, Case, DataError, PathLike, class_names, load_datalist, unpaired_files
+
+__all__ = ["CaseReport", "DatasetReport", "check_dataset", "validate_cases"]
+
+Grid = tuple[tuple[int, ...], NDArray[np.float64]]  # shape in voxels, affine from voxels to mm in RAS
+MOST_LISTED = 20  # rows or problems printed before "and n more"
+
+
+@dataclass
+class CaseReport:
+    """What was found in one case; sizes in voxels, spacing in mm, intensities as stored (HU for CT)."""
+
+    section: str
+    image: str
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    orientation: str = ""
+    intensity: tuple[float, float] | None = None
+    label_voxels: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass
+class DatasetReport:
+    """The result of :func:`check_dataset`: ``str()`` is a table, ``to_dict()`` has every case."""
+
+    folder: str
+    classes: dict[str, int]
+    cases: list[CaseReport]
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no problem was found."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, object]:
+        """All of it in types that JSON knows."""
+        return {"ok": self.ok, **asdict(self)}
+
+    def __str__(self) -> str:
+        counts = Counter(case.section for case in self.cases)
+        lines = [f"{self.folder}: " + ", ".join(f"{counts[section]} {section}" for section in SECTIONS), ""]
+        lines += _table(("class", "label", "cases", "share of voxels"), self._class_rows())
+        measured = [case for case in self.cases if case.shape]
+        if measured:
+            lines += ["", *_table(("", "smallest", "largest"), _range_rows(measured))]
+        if self.problems:
+            shown = [f"- {problem}" for problem in self.problems[:MOST_LISTED]]
+            more = len(self.problems) - len(shown)
+            lines += ["", f"{len(self.problems)} problems", *shown, *([f"- and {more} more"] if more else [])]
+        else:
+            lines += ["", "no problems found"]
+        return "\n".join(lines)
+
+    def _class_rows(self) -> list[tuple[str, str, str, str]]:
+        names = {0: "background", **{value: name for name, value in self.classes.items()}}
+        voxels: Counter[int] = Counter()
+        for case in self.cases:
+            voxels.update(case.label_voxels)
+        total = sum(voxels.values()) or 1
+        return [
+            (
+                names.get(value, "(no name)"),
+                str(value),
+                str(sum(value in case.label_voxels for case in self.cases)),
+                f"{100 * voxels[value] / total:.3f} %",
+            )
+            for value in sorted(names.keys() | voxels.keys())
+        ]
+
+
+def check_dataset(folder: PathLike) -> DatasetReport:
+    """Reads every volume of a data set, one at a time, and reports what is in it and what is wrong with it.
+
+    Looked for: missing and unreadable files, images that are not 3D, hold NaN or one value only, labels on another grid
+    than their image or with fractions, label values without a name, classes that no label holds, training cases without
+    label, files without a partner, and images listed twice.
+
+    Args:
+        folder: a data set in one of the layouts of :func:`monai_petl.data.load_datalist`.
+
+    Returns:
+        the report; its ``problems`` are sentences that name the file, and ``ok`` says whether there are none.
+
+    Raises:
+        FileNotFoundError: when the folder does not exist.
+
+    Example::
+
+        report = check_dataset("my_data")
+        print(report)
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}")
+    problems: list[str] = []
+    lists: dict[str, list[Case]] = {}
+    classes: dict[str, int] = {}
+    try:
+        lists = {section: load_datalist(root, section) for section in SECTIONS}
+        problems += [f"{_short(path, root)} has no partner of that name" for path in unpaired_files(root)]
+        classes = class_names(root)
+    except DataError as error:
+        problems.append(str(error))
+    todo = [(section, case) for section, cases in lists.items() for case in cases]
+    if not todo and not problems:
+        problems.append(f"{root} holds no cases: neither a dataset.json nor folders images and labels")
+    reports = []
+    for section, case in tqdm(todo, desc="checking", unit="case", disable=None):
+        report, found = _check_case(section, case, root)
+        reports.append(report)
+        problems += found
+    problems += _check_whole(todo, reports, classes, root)
+    return DatasetReport(str(root), classes, reports, problems)
+
+
+def validate_cases(datalist: Sequence[Mapping[str, object]], class_ids: Iterable[int] = ()) -> None:
+    """Stops before training when cases cannot be used. Reads headers, and labels only until every class has been seen.
+
+    Args:
+        datalist: cases with ``image`` and, where there is one, ``label``.
+        class_ids: label values of which each must occur in at least one label.
+
+    Raises:
+        DataError: with one sentence a problem, naming the file: missing or unreadable files, images that are not 3D,
+            labels on another grid than their image, fractions in a label, classes that no label holds.
+    """
+    problems, labels = [], []
+    for case in datalist:
+        _, found = _check_headers(case, Path())
+        problems += found
+        if "label" in case and not found:
+            labels.append(str(case["label"]))
+    missing = set(class_ids)
+    for label in labels:
+        if not missing:
+            break
+        try:
+            missing -= count_values(read_array(label)).keys()
+        except DataError as error:
+            problems.append(f"{label} {error}")
+    if missing and not problems:
+        ids = ", ".join(map(str, sorted(missing)))
+        problems.append(
+            f"none of the {len(labels)} labels holds the label value {ids}: check the class names and the data"
+        )
+    if problems:
+        more = len(problems) - MOST_LISTED
+        raise DataError("\n".join(problems[:MOST_LISTED] + ([f"and {more} more problems"] if more > 0 else [])))
+
+
+def _check_case(section: str, case: Mapping[str, object], root: Path) -> tuple[CaseReport, list[str]]:
+    report = CaseReport(section, _short(case["image"], root))
+    grids, problems = _check_headers(case, root)
+    if "image" not in grids:
+        return report, problems
+    shape, affine = grids["image"]
+    report.shape = shape
+    report.spacing = tuple(round(float(length), 4) for length in nib.affines.voxel_sizes(affine))
+    report.orientation = "".join(nib.aff2axcodes(affine))
+    try:
+        report.intensity = intensity_range(read_array(str(case["image"])))
+    except DataError as error:
+        problems.append(f"{_short(case['image'], root)} {error}")
+    if "label" in grids:
+        try:
+            report.label_voxels = count_values(read_array(str(case["label"])))
+        except DataError as error:
+            problems.append(f"{_short(case['label'], root)} {error}")
+    elif "label" not in case and section != "test":
+        problems.append(f"{report.image} is a {section} case without a label")
+    return report, problems
+
+
+def _check_whole(
+    todo: list[tuple[str, Case]], reports: list[CaseReport], classes: dict[str, int], root: Path
+) -> list[str]:
+    """Problems that show only over all cases."""
+    problems = []
+    for image, count in Counter(os.path.realpath(case["image"]) for _, case in todo).items():
+        if count > 1:
+            problems.append(f"{_short(image, root)} is listed {count} times: sections must not share a case")
+    holders: dict[int, list[CaseReport]] = {}
+    for report in reports:
+        for value in report.label_voxels:
+            holders.setdefault(value, []).append(report)
+    for value in sorted(holders.keys() - {0, *classes.values()}):
+        first = holders[value][0].image
+        problems.append(f"label value {value} has no name; it is in {len(holders[value])} cases, first {first}")
+    if holders:
+        for name, value in classes.items():
+            if value not in holders:
+                problems.append(f"class {name} (label value {value}) is in no label")
+            elif all(report.section != "training" for report in holders[value]):
+                problems.append(f"class {name} (label value {value}) is in no training label")
+    return problems
+
+
+def _check_headers(case: Mapping[str, object], root: Path) -> tuple[dict[str, Grid], list[str]]:
+    """Reads the headers of a case; gives the grids of those that could be read, and what is wrong."""
+    grids: dict[str, Grid] = {}
+    problems: list[str] = []
+    for key in ("image", "label"):
+        if key not in case:
+            continue
+        name = _short(case[key], root)
+        try:
+            grids[key] = read_grid(str(case[key]))
+        except DataError as error:
+            problems.append(f"{name} {error}")
+            continue
+        if len(grids[key][0]) != 3:
+            problems.append(f"{name} has {len(grids[key][0])} axes, {grids[key][0]}, where a volume has 3")
+    if len(grids) == 2 and not problems:
+        difference = grid_difference(grids["image"], grids["label"])
+        if difference:
+            problems.append(f"{_short(case['label'], root)} does not lie on its image's grid: {difference}")
+    return grids, problems
+
+
+def read_grid(path: PathLike) -> Grid:
+    """Reads shape and affine (voxel -> mm, RAS) from the header of a NIfTI, NRRD or MetaImage file.
+
+    Raises:
+        DataError: "is missing" or "cannot be read: ...", to follow the file's name.
+    """
+    if not Path(path).is_file():
+        raise DataError("is missing")
+    try:
+        if str(path).endswith((".nii", ".nii.gz")):
+            header = nib.load(path)
+            return tuple(int(n) for n in header.shape), np.asarray(header.affine, dtype=np.float64)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+    except Exception as error:
+        raise DataError(f"cannot be read: {last_line(error)}") from error
+    return sitk_grid(reader)
+
+
+def sitk_grid(image: sitk.Image | sitk.ImageFileReader) -> Grid:
+    """Shape and affine (voxel -> mm, RAS) of a SimpleITK image, whose own axes run to the left and to the back."""
+    n = image.GetDimension()
+    affine = np.eye(n + 1)
+    affine[:n, :n] = np.array(image.GetDirection()).reshape(n, n) * np.array(image.GetSpacing())
+    affine[:n, n] = image.GetOrigin()
+    affine[:2] *= -1
+    return tuple(image.GetSize()), affine
+
+
+def grid_difference(
+    first: Grid,
+    second: Grid,
+    tolerance: float = 0.05,
+) -> str:
+    """Says how two grids differ, in words; empty when their corners agree within ``tolerance`` voxels."""
+    if first[0] != second[0]:
+        return f"shape {second[0]} instead of {first[0]}"
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in first[0]], [1], indexing="ij")).reshape(4, -1)
+    distance = float(np.linalg.norm(((second[1] - first[1]) @ corners)[:3], axis=0).max())
+    if distance <= tolerance * float(nib.affines.voxel_sizes(first[1]).min()):
+        return ""
+    return f"corners lie up to {distance:.3g} mm apart (origin, spacing or direction differ)"
+
+
+def read_array(path: str) -> NDArray[np.generic]:
+    """Reads the voxels as (H, W, D)."""
+    try:
+        if path.endswith((".nii", ".nii.gz")):
+            return np.asanyarray(nib.load(path).dataobj)
+        return sitk.GetArrayFromImage(sitk.ReadImage(path)).T
+    except Exception as error:
+        raise DataError(f"cannot be read: {last_line(error)}") from error
+
+
+def intensity_range(voxels: NDArray[np.generic]) -> tuple[float, float]:
+    """Smallest and largest intensity of an image, which must be finite and not all equal."""
+    if np.issubdtype(voxels.dtype, np.inexact):
+        wrong = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+        if wrong:
+            raise DataError(f"holds {wrong} voxels that are NaN or infinite")
+    low, high = float(voxels.min()), float(voxels.max())
+    if low == high:
+        raise DataError(f"is constant: every voxel is {low:g}")
+    return low, high
+
+
+def count_values(voxels: NDArray[np.generic]) -> dict[int, int]:
+    """Voxels of each value of a label, which must hold whole numbers from 0 to 65535."""
+    low, high = float(voxels.min()), float(voxels.max())
+    if np.issubdtype(voxels.dtype, np.inexact):
+        fractions = voxels[voxels != np.rint(voxels)]  # NaN is among them
+        if fractions.size:
+            raise DataError(f"holds {fractions.size} label values that are not whole numbers, such as {fractions[0]:g}")
+    if low < 0 or high > 65535:
+        raise DataError(f"holds label values from {low:g} to {high:g}, where 0 to 65535 is possible")
+    planes = (
+        np.bincount(plane.ravel().astype(np.int64), minlength=int(high) + 1) for plane in np.moveaxis(voxels, -1, 0)
+    )
+    counts = sum(planes, np.zeros(int(high) + 1, dtype=np.int64))
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def _range_rows(cases: list[CaseReport]) -> list[tuple[str, str, str]]:
+    volumes = [case for case in cases if len(case.shape) == 3]
+    shapes, spacings = np.array([case.shape for case in volumes]), np.array([case.spacing for case in volumes])
+    rows = []
+    for name, table in (("shape, voxels", shapes), ("spacing, mm", spacings)):
+        low, high = (" x ".join(f"{value:g}" for value in edge) for edge in (table.min(0), table.max(0)))
+        rows.append((name, low, high))
+    intensities = [value for case in cases if case.intensity for value in case.intensity]
+    if intensities:
+        rows.append(("intensity", f"{min(intensities):g}", f"{max(intensities):g}"))
+    orientations = Counter(case.orientation for case in cases)
+    return [*rows, ("orientation", ", ".join(f"{name}: {count}" for name, count in orientations.most_common()), "")]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+
+
+def _short(path: object, root: Path) -> str:
+    text = str(path)
+    return os.path.relpath(text, root) if root != Path() and Path(text).is_relative_to(root) else text
+
+
+def last_line(error: Exception) -> str:
+    """The line of a library's message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
