@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -83,6 +84,7 @@ class AdapterRecord:
         tensors: names of the adapter's tensors in the network's state dict.
         originals: values of those among them that belong to the backbone, from before training (on the CPU).
         merged: whether the delta is folded into the backbone at present.
+        enabled: whether it contributes at present.
     """
 
     methods: list[Method]
@@ -90,6 +92,7 @@ class AdapterRecord:
     tensors: list[str] = field(default_factory=list)
     originals: dict[str, Tensor] = field(default_factory=dict)
     merged: bool = False
+    enabled: bool = True
 
 
 def adapt(
@@ -114,14 +117,9 @@ def adapt(
         ValueError: the name is taken, or a pattern matches nothing.
         TypeError: a method cannot handle the network.
     """
-    flags = {n: p.requires_grad for n, p in network.named_parameters()}
-    network.requires_grad_(False)
-    try:
+    with restored_on_error(network):
+        network.requires_grad_(False)
         attach(network, [method] if isinstance(method, Method) else list(method), also_train, name)
-    except Exception:
-        for n, p in network.named_parameters():
-            p.requires_grad_(flags.get(n, p.requires_grad))
-        raise
     return network
 
 
@@ -160,6 +158,24 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
         _set_requires_grad(training, True)
         keep_frozen(network)
     return record
+
+
+@contextmanager
+def restored_on_error(network: nn.Module) -> Iterator[None]:
+    """When the block fails, parameters train and modules are in training mode exactly where they did before it."""
+    flags = [(p, p.requires_grad) for p in network.parameters()]
+    modes = [(m, m.training, m.__dict__.get("train")) for m in network.modules()]
+    try:
+        yield
+    except Exception:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, training, pinned in modes:
+            module.__dict__.pop("train", None)
+            if pinned is not None:
+                module.__dict__["train"] = pinned
+            module.training = training
+        raise
 
 
 def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:

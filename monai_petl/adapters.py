@@ -29,6 +29,7 @@ from monai_petl.adapt import (
     find_record,
     keep_frozen,
     named_tensors,
+    restored_on_error,
     versions,
 )
 
@@ -96,8 +97,12 @@ def save_adapter(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            save_file(tensors, Path(folder) / path.name, header)
-            os.replace(Path(folder) / path.name, path)
+            part = Path(folder) / path.name
+            part.touch()  # with the user's usual permissions
+            mode = part.stat().st_mode
+            save_file(tensors, part, header)
+            part.chmod(mode)
+            os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write the adapter to {path}: {error}") from error
     return path
@@ -123,22 +128,22 @@ def inspect_adapter(path: str | os.PathLike) -> dict[str, Any]:
         ) from error
     if header.get("format") != FORMAT:
         raise AdapterFileError(f"{path} is a safetensors file but not an adapter saved by save_adapter")
-    if int(header["format_version"]) > FORMAT_VERSION:
-        raise AdapterFileError(
-            f"{path} has adapter format {header['format_version']}; this monai_petl reads up to {FORMAT_VERSION}. Update it: "
-            "pip install --upgrade monai-petl"
-        )
     try:
-        decoded = {
-            n: json.loads(header[n])
-            for n in ("methods", "also_train", "class_names", "notes", "versions", "fingerprint")
-        }
+        version = int(header["format_version"])
+        if version > FORMAT_VERSION:
+            raise AdapterFileError(
+                f"{path} has adapter format {version}; this monai_petl reads up to {FORMAT_VERSION}. Update it: "
+                "pip install --upgrade monai-petl"
+            )
+        decoded = {n: header[n] for n in ("name", "network")}
+        for n in ("methods", "also_train", "class_names", "notes", "versions", "fingerprint"):
+            decoded[n] = json.loads(header[n])
+    except AdapterFileError:
+        raise
     except (KeyError, ValueError) as error:
         raise AdapterFileError(f"{path}: the adapter's header is damaged ({error}). Save it again") from error
     return {
-        "name": header["name"],
-        "network": header["network"],
-        "format_version": int(header["format_version"]),
+        "format_version": version,
         **decoded,
         "shapes": shapes,
         "values": sum(_product(shape) for shape in shapes.values()),
@@ -172,23 +177,26 @@ def load_adapter(
         raise AdapterFileError(
             f"{path} was made with the method {unknown[0]}, which is not known here. Import the module that defines it first"
         )
-    methods = [
-        Method.registry[m["method"]](**{key: value for key, value in m.items() if key != "method"})
-        for m in header["methods"]
-    ]
+    try:
+        methods = [
+            Method.registry[m["method"]](**{key: value for key, value in m.items() if key != "method"})
+            for m in header["methods"]
+        ]
+    except TypeError as error:
+        raise AdapterFileError(f"{path} has an option that is not known here: {error}. Update monai-petl") from error
     _check_fingerprint(network, path, header)
     name = name or header["name"]
-    attach(network, methods, header["also_train"], name)
-    record = adapters_of(network)[name]
-    own = {n: t for n, t in named_tensors(network) if n in set(record.tensors)}
-    try:
-        _check_shapes(path, {n: list(t.shape) for n, t in own.items()}, header["shapes"])
-        with torch.no_grad(), safe_open(path, framework="pt") as file:
-            for n, tensor in own.items():
-                tensor.copy_(file.get_tensor(n))
-    except Exception:
-        remove_adapter(network, name)
-        raise
+    with restored_on_error(network):
+        record = attach(network, methods, header["also_train"], name)
+        own = {n: t for n, t in named_tensors(network) if n in set(record.tensors)}
+        try:
+            _check_shapes(path, {n: list(t.shape) for n, t in own.items()}, header["shapes"])
+            with torch.no_grad(), safe_open(path, framework="pt") as file:
+                for n, tensor in own.items():
+                    tensor.copy_(file.get_tensor(n))
+        except Exception:
+            remove_adapter(network, name)
+            raise
     if not trainable:
         for tensor in own.values():
             tensor.requires_grad_(False)
@@ -218,10 +226,18 @@ def merge(network: nn.Module, name: str | None = None) -> nn.Module:
         TypeError: the method cannot be merged.
     """
     _, record = find_record(network, name)
-    if not record.merged:
+    if record.merged:
+        return network
+    merged: list[Method] = []
+    try:
         for method in record.methods:
             method.merge(network)
-        record.merged = True
+            merged.append(method)
+    except Exception:
+        for method in reversed(merged):
+            method.unmerge(network)
+        raise
+    record.merged = True
     return network
 
 
@@ -244,21 +260,31 @@ def disabled(network: nn.Module, name: str | None = None) -> Iterator[nn.Module]
         with disabled(network):
             before = network(image)
     """
-    records = [find_record(network, name)[1]] if name else list(adapters_of(network).values())
+    records = dict([find_record(network, name)] if name else adapters_of(network).items())
+    merged: list[str] = []
     switched: list[Method] = []
     exchanged: list[tuple[AdapterRecord, dict[str, Tensor]]] = []
     try:
-        for record in records:
+        for other, record in reversed(records.items()):  # the last first: it was trained on top of the others
+            if not record.enabled:
+                continue
+            if record.merged:
+                unmerge(network, other)
+                merged.append(other)
             for method in record.methods:
                 method.set_enabled(network, False)
                 switched.append(method)
             exchanged.append((record, _exchange(network, record)))
+            record.enabled = False
         yield network
     finally:
-        for _, values in exchanged:
+        for record, values in reversed(exchanged):
             _assign(network, values)
+            record.enabled = True
         for method in reversed(switched):
             method.set_enabled(network, True)
+        for other in reversed(merged):
+            merge(network, other)
 
 
 def _exchange(network: nn.Module, record: AdapterRecord) -> dict[str, Tensor]:

@@ -12,5 +12,6 @@ __all__ = [
     "PUNetVariant",
     "PromptTuning",
     "adapt_punet",
+    "keeps_body",
     "punet_variant",
 ]

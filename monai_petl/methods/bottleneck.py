@@ -34,6 +34,11 @@ class BottleneckAdapters(Method):
     def attach(self, network: nn.Module) -> None:
         if self.reduction < 1:
             raise ValueError(f"reduction must be at least 1, got {self.reduction}")
+        if any(attention.adapter is not None for attention in _attentions(network)):
+            raise ValueError("the network has bottleneck adapters already; remove them first with remove_adapter")
+        narrowest = min(attention.qkv.weight.shape[1] for attention in _attentions(network))
+        if self.reduction > narrowest:
+            raise ValueError(f"reduction={self.reduction} leaves nothing of {narrowest} channels; choose a smaller one")
         for attention in _attentions(network):
             weight = attention.qkv.weight
             attention.adapter = BottleneckAdapter(weight.shape[1], self.reduction, self.identity).to(weight)

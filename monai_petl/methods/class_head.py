@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
 from monai_petl.adapt import Method
-from monai_petl.methods.prompt_tuning import punet_of
+from monai_petl.methods.prompt_tuning import class_replaced, punet_of, put_back
 from monai_petl.networks.heads import ConvHead
 
 __all__ = ["ClassHead"]
@@ -18,21 +19,25 @@ class ClassHead(Method):
     """Segment one class by batch norm, LeakyReLU and a 1x1x1 convolution on the un-prompted embedding (130 values).
 
     Args:
-        class_name: the class; prompts that the network may hold under this name are dropped.
+        class_name: the class; the head replaces what the network may hold under this name, until it is removed.
     """
 
     class_name: str
 
     def attach(self, network: nn.Module) -> None:
         punet = punet_of(network, "ClassHead")
-        if self.class_name in punet.prompts.names:
-            punet.prompts.remove_class(self.class_name)
-        like = punet.prompts.background
-        head = ConvHead(like.shape[1], 2).to(like.device, like.dtype)
-        punet.heads[self.class_name] = head.train(punet.training)
+        with class_replaced(punet, self.class_name) as before:
+            punet.prompts.check_name(self.class_name)
+            like = punet.prompts.background
+            head = ConvHead(like.shape[1], 2).to(like.device, like.dtype)
+            head.replaced = before
+            punet.heads[self.class_name] = head.train(punet.training)
 
     def detach(self, network: nn.Module) -> None:
-        del punet_of(network, "ClassHead").heads[self.class_name]
+        punet = punet_of(network, "ClassHead")
+        before = cast(ConvHead, punet.heads[self.class_name]).replaced
+        del punet.heads[self.class_name]
+        put_back(punet, self.class_name, before)
 
     def set_enabled(self, network: nn.Module, enabled: bool) -> None:
         punet_of(network, "ClassHead").show(self.class_name, enabled)

@@ -5,14 +5,18 @@ M. Fischer, A. Bartler, B. Yang, "Prompt Tuning for Parameter-efficient Medical 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
 
-from monai_petl.adapt import Method
+from monai_petl.adapt import Method, adapters_of
 from monai_petl.networks import PUNet
 
-__all__ = ["PromptTuning", "punet_of"]
+__all__ = ["PromptTuning", "class_replaced", "punet_of", "put_back"]
+
+Replaced = Sequence[tuple[nn.ModuleDict, int, nn.Module]]  # plain data: modules in it do not count as submodules
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class PromptTuning(Method):
     to preserve.
 
     Args:
-        class_name: the class; fresh prompts replace those that the network may hold under this name.
+        class_name: the class; fresh prompts replace what the network may hold under this name, until they are removed.
         depth: levels that get tokens: ``"full"``, ``"encoder"``, ``"decoder"``, ``"start"`` or ``"end"``.
         init: ``"random"``, ``"mean"`` of the classes that are there, or ``"copy:<class>"``.
         own_background: train a copy of the head's background tokens with the class (512 values more). Use it after
@@ -36,13 +40,16 @@ class PromptTuning(Method):
     own_background: bool = False
 
     def attach(self, network: nn.Module) -> None:
-        bank = punet_of(network, "PromptTuning").prompts
-        if self.class_name in bank.names:
-            bank.remove_class(self.class_name)
-        bank.add_class(self.class_name, self.init, self.depth, self.own_background)
+        punet = punet_of(network, "PromptTuning")
+        with class_replaced(punet, self.class_name) as before:
+            new = punet.prompts.add_class(self.class_name, self.init, self.depth, self.own_background)
+            new.replaced = before
 
     def detach(self, network: nn.Module) -> None:
-        punet_of(network, "PromptTuning").prompts.remove_class(self.class_name)
+        punet = punet_of(network, "PromptTuning")
+        before = punet.prompts[self.class_name].replaced
+        punet.prompts.remove_class(self.class_name)
+        put_back(punet, self.class_name, before)
 
     def set_enabled(self, network: nn.Module, enabled: bool) -> None:
         punet_of(network, "PromptTuning").show(self.class_name, enabled)
@@ -57,3 +64,34 @@ def punet_of(network: nn.Module, method: str) -> PUNet:
     if not isinstance(network, PUNet):
         raise TypeError(f"{method} needs a monai_petl.networks.PUNet, got {type(network).__name__}")
     return network
+
+
+@contextmanager
+def class_replaced(punet: PUNet, name: str) -> Iterator[Replaced]:
+    """Make room for a class that the backbone may hold already; after an error in the block it is there again.
+
+    Raises:
+        ValueError: the class belongs to another adapter.
+    """
+    for adapter, record in adapters_of(punet).items():
+        if any(n.startswith((f"prompts.classes.{name}.", f"heads.{name}.")) for n in record.tensors):
+            raise ValueError(
+                f"class {name!r} belongs to adapter {adapter!r}; remove it first with remove_adapter(network, {adapter!r})"
+            )
+    holders = [holder for holder in (punet.prompts.classes, punet.heads) if name in holder]
+    before = [(holder, list(holder).index(name), holder.pop(name)) for holder in holders]
+    try:
+        yield before
+    except Exception:
+        put_back(punet, name, before)
+        raise
+
+
+def put_back(punet: PUNet, name: str, before: Replaced) -> None:
+    """Undo :func:`class_replaced`: the class is where it was in the order of classes."""
+    for holder, index, module in before:
+        items = list(holder.items())
+        items.insert(index, (name, module))
+        holder.clear()
+        for key, value in items:
+            holder[key] = value

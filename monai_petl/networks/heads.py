@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,6 +58,8 @@ class SimilarityHead(nn.Module):
 
 class ConvHead(nn.Sequential):
     """Batch norm, LeakyReLU and a 1x1x1 convolution: 130 parameters for 32 channels and two outputs."""
+
+    replaced: Sequence[tuple[nn.ModuleDict, int, nn.Module]] = ()  # what a method put this head in the place of
 
     def __init__(self, in_channels: int = 32, out_channels: int = 2) -> None:
         super().__init__()

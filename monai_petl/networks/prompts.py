@@ -28,18 +28,24 @@ class StackedPrompts:
         tokens: block name -> (U, 2, T, C), one row of tokens for each attention sub-block.
         token_bias: block name -> (U, 2, heads, T), the content-to-token bias, the same for every query voxel.
         head_tokens: (U, 2, T, C0), background and class tokens of the similarity head.
+        shared_background: whether the background tokens are the same in every row.
     """
 
     tokens: dict[str, Tensor]
     token_bias: dict[str, Tensor]
     head_tokens: Tensor
+    shared_background: bool = True
 
     def joined(self) -> StackedPrompts:
-        """All classes as one prompt of ``U * T`` tokens, for a joint pass over several classes."""
+        """All classes as one prompt of ``U * T`` tokens, for a joint pass over several classes.
+
+        The head's tokens become (1, 1 + U, T, C0), or (1, U + U, T, C0) where classes have a background of their own.
+        """
         tokens = {b: t.permute(1, 0, 2, 3).flatten(1, 2)[None] for b, t in self.tokens.items()}
         bias = {b: t.permute(1, 2, 0, 3).flatten(2, 3)[None] for b, t in self.token_bias.items()}
-        heads = torch.cat([self.head_tokens[:1, 0], self.head_tokens[:, 1]])[None]  # (1, 1 + U, T, C0)
-        return StackedPrompts(tokens, bias, heads)
+        background = self.head_tokens[: 1 if self.shared_background else None, 0]
+        heads = torch.cat([background, self.head_tokens[:, 1]])[None]
+        return StackedPrompts(tokens, bias, heads, self.shared_background)
 
 
 class PromptSet(nn.Module):
@@ -60,6 +66,7 @@ class PromptSet(nn.Module):
     """
 
     is_adapter = True  # the prompts of a class are never part of the backbone
+    replaced: Sequence[tuple[nn.ModuleDict, int, nn.Module]] = ()  # what a method put these prompts in the place of
 
     def __init__(
         self,
@@ -162,12 +169,7 @@ class PromptBank(nn.Module):
         Raises:
             ValueError: the name is taken or cannot be used, or ``init`` is none of the above.
         """
-        if name in self.classes:
-            raise ValueError(f"class {name!r} is there already; remove it first, or choose another name")
-        if not name or "." in name or name == "background" or hasattr(nn.ModuleDict, name):
-            raise ValueError(
-                f"{name!r} cannot be used as a class name; choose letters, digits, '_' or '-', not 'background'"
-            )
+        self.check_name(name)
         new = self._make(depth=depth, own_background=own_background)
         new.to(self.background.device, self.background.dtype)
         if init == "mean" and self.names:
@@ -181,6 +183,15 @@ class PromptBank(nn.Module):
         new.train(self.training)
         self.classes[name] = new
         return new
+
+    def check_name(self, name: str) -> None:
+        """Raise ``ValueError`` when a new class cannot have this name."""
+        if name in self.classes:
+            raise ValueError(f"class {name!r} is there already; remove it first, or choose another name")
+        if not name or "." in name or name == "background" or hasattr(self.classes, name):
+            raise ValueError(
+                f"{name!r} cannot be used as a class name; choose letters, digits, '_' or '-', not 'background'"
+            )
 
     def remove_class(self, name: str) -> None:
         """Forget a class; the others stay as they are."""
@@ -219,7 +230,8 @@ class PromptBank(nn.Module):
         head_tokens = torch.stack(
             [torch.stack(pair) for pair in zip(background, (p.head_tokens for p in sets), strict=True)]
         )
-        return StackedPrompts(tokens, token_bias, head_tokens)
+        shared = all(p.background_tokens is None for p in sets)
+        return StackedPrompts(tokens, token_bias, head_tokens, shared)
 
 
 def _is_prompted(block: str, depth: str) -> bool:

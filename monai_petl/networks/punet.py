@@ -114,6 +114,11 @@ class PUNet(nn.Module):
         published = arithmetic == "published"
         if published and partition != "grid":
             raise ValueError("arithmetic='published' has grid windows only; use partition='grid'")
+        if len(window_size) != 3 or min(window_size) < 1:
+            raise ValueError(
+                f"window_size must be three positive numbers of voxels (h, w, d), got {tuple(window_size)}"
+            )
+        default_sigma = 0.1 if published else 0.05
         make = PublishedWindowAttention if published else WindowAttention
 
         def attention(width: int) -> WindowAttention:
@@ -131,11 +136,12 @@ class PUNet(nn.Module):
             dropout=dropout,
         )
         self.head = SimilarityHead(
-            similarity, sigma=sigma or (0.1 if published else 0.05), logit_scale=logit_scale, published=published
+            similarity, sigma=default_sigma if sigma is None else sigma, logit_scale=logit_scale, published=published
         )
         self.heads = nn.ModuleDict()  # classes that have a convolution in place of prompts
         self._dropout = dropout
         self._active: list[str] | None = None  # None: all
+        self._hidden: set[str] = set()
         self._cache: TensorCache[_Prepared] = TensorCache()
         for name in classes:
             self.prompts.add_class(name, depth=prompt_depth)
@@ -149,7 +155,8 @@ class PUNet(nn.Module):
     def active_classes(self) -> list[str]:
         """The classes that ``network(image)`` segments, in the order of its output channels 1, 2, ..."""
         known = self.classes
-        return known if self._active is None else [name for name in self._active if name in known]
+        chosen = known if self._active is None else [name for name in self._active if name in known]
+        return [name for name in chosen if name not in self._hidden]
 
     @active_classes.setter
     def active_classes(self, names: Sequence[str] | None) -> None:
@@ -157,11 +164,16 @@ class PUNet(nn.Module):
         for name in names or ():
             self._require(name)
         self._active = None if names is None else list(names)
+        self._hidden.clear()
 
     def show(self, name: str, shown: bool) -> None:
-        """Show or hide one class in ``network(image)``."""
-        active = [other for other in self.active_classes if other != name]
-        self.active_classes = [*active, name] if shown else active
+        """Hide one class in ``network(image)``, or show it again in its place; a class that was not active comes last."""
+        if not shown:
+            self._hidden.add(name)
+        elif name in self._hidden:
+            self._hidden.remove(name)
+        elif name not in self.active_classes:
+            self.active_classes = [*self.active_classes, name]
 
     def forward(self, image: Tensor, classes: Sequence[str] | None = None) -> Tensor | PUNetOutput:
         """Segment all active classes, or (with ``classes``) one given class for each batch element.
@@ -183,7 +195,10 @@ class PUNet(nn.Module):
             raise ValueError(f"one class name for each of the {len(image)} batch elements is needed, got {classes!r}")
         for name in classes:
             self._require(name)
-        if all(name in self.heads for name in classes):
+        headed = [name in self.heads for name in classes]
+        if any(headed) and not all(headed):
+            return self._binary_in_two(image, classes, headed)
+        if any(headed):
             embedding = self.body(image)
             logits = torch.cat([self.heads[name](embedding[b : b + 1]) for b, name in enumerate(classes)])
             return PUNetOutput(self._enlarge(logits, image), embedding)
@@ -192,6 +207,14 @@ class PUNet(nn.Module):
         prepared = self._prepare(names)
         embedding = self.body(image, _select(prepared.blocks, rows))
         return PUNetOutput(self._enlarge(self.head(embedding, prepared.head_tokens[rows]), image), embedding)
+
+    def _binary_in_two(self, image: Tensor, classes: Sequence[str], headed: Sequence[bool]) -> PUNetOutput:
+        """Elements with a convolution head first, then the prompted ones; in the order of the batch again."""
+        order = sorted(range(len(classes)), key=lambda b: not headed[b])
+        first, last = order[: sum(headed)], order[sum(headed) :]
+        parts = [self.binary(image[rows], [classes[b] for b in rows]) for rows in (first, last)]
+        back = torch.tensor(order, device=image.device).argsort()
+        return PUNetOutput(*(torch.cat(pair)[back] for pair in zip(*parts, strict=True)))
 
     def segment(self, image: Tensor, classes: Sequence[str]) -> Tensor:
         """Margins of several classes, (B, C, H, W, D) -> (B, 1 + classes, H, W, D); channel 0 is zero (background)."""
@@ -227,7 +250,8 @@ class PUNet(nn.Module):
         rows = torch.zeros(len(image), dtype=torch.long, device=image.device)
         embedding = self.body(image, _select(prepared.blocks, rows))
         logits = self.head(embedding, prepared.head_tokens[rows])  # (B, 1 + classes, h, w, D)
-        return self._enlarge(logits[:, 1:] - logits[:, :1], image)
+        backgrounds = logits.shape[1] - len(names)  # 1, or one a class
+        return self._enlarge(logits[:, backgrounds:] - logits[:, :backgrounds], image)
 
     def _prepare(self, names: tuple[str, ...], joint: bool = False) -> _Prepared:
         """Token keys and values of these classes. They do not depend on the image: kept in inference."""
@@ -238,7 +262,7 @@ class PUNet(nn.Module):
                 stacked = stacked.joined()
             return _Prepared(self.body.project(stacked), stacked.head_tokens)
 
-        if self._dropout and self.training:
+        if self._dropout and any(self.prompts[name].dropout.training for name in names):
             return compute()
         return self._cache.get((names, joint), self._prompt_sources(names), compute)
 

@@ -1,0 +1,195 @@
+"""Quality on real data: pre-train PUNet on base classes, teach it a new one, score the test split.
+
+Every figure of docs/results.md comes from this script. It runs the bundle's configs and overrides top-level ids only.
+
+    python benchmarks/punet_results.py pretrain hippocampus --data PATH --out results/hippocampus
+    python benchmarks/punet_results.py adapt hippocampus --data PATH --out results/hippocampus
+    python benchmarks/punet_results.py table results/hippocampus
+
+Runs that are in OUT/runs.jsonl already are not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import time
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import fire
+import torch
+from monai.bundle import ConfigWorkflow
+
+from monai_petl import summary
+from monai_petl.methods import PUNET_VARIANTS
+
+BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "punet_ct_segmentation"
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hippocampus": {
+        "both": {
+            "base_classes": ["anterior hippocampus"],
+            "spacing": [1.0, 1.0, 1.0],
+            "normalisation": "percentile",
+            "patch_size": [48, 64, 1],
+            "slab_size": [48, 64, 1],
+            "num_workers": 0,
+            "cache_rate": 1.0,
+            "batch_size": 4,
+        },
+        "pretrain": {
+            "teacher_size": [48, 64, 1],
+            "student_sizes": [[48, 64, 1], [32, 48, 1]],
+            "epochs": 10,
+            "epoch_length": 60,
+            "val_interval": 10,
+            "lr_schedule": "one_cycle",
+            "body_lr": 1e-3,
+            "prompt_lr": 5e-3,
+        },
+        "adapt": {"new_class": "posterior hippocampus", "epochs": 5, "epoch_length": 30, "val_interval": 5, "lr": 5e-3},
+        "lr": {"full": 1e-3, "full_head": 1e-3, "scratch": 1e-3, "decoder": 1e-3},
+    },
+}
+
+
+def pretrain(setting: str, data: str, out: str, seed: int = 0, **overrides: Any) -> None:
+    """Pre-train the backbone; writes OUT/bundle/models/model.pt and OUT/pretrain.json."""
+    chosen, root = SETTINGS[setting], _bundle_copy(out)
+    start = time.perf_counter()
+    workflow = _run(["pretrain.json"], root, data, {**chosen["both"], **chosen["pretrain"], "seed": seed, **overrides})
+    record = {
+        "setting": setting,
+        "seconds": round(time.perf_counter() - start, 1),
+        "validation": float(workflow.parser.get_parsed_content("validate::evaluator").state.best_metric),
+        **_circumstances(),
+        **overrides,
+    }
+    (Path(out) / "pretrain.json").write_text(json.dumps(record, indent=4) + "\n")
+    print(json.dumps(record))
+
+
+def adapt(
+    setting: str,
+    data: str,
+    out: str,
+    variants: tuple[str, ...] = tuple(PUNET_VARIANTS),
+    counts: tuple[int | None, ...] = (3, 10, None),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    **overrides: Any,
+) -> None:
+    """Teach the new class by every variant, with every number of labelled volumes and seed; appends to OUT/runs.jsonl."""
+    chosen, root, log = SETTINGS[setting], _bundle_copy(out), Path(out) / "runs.jsonl"
+    done = {_key(json.loads(line)) for line in log.read_text().splitlines()} if log.exists() else set()
+    for count in counts:
+        for seed in seeds:
+            for variant in variants:
+                if (variant, count, seed) in done:
+                    continue
+                options = {**chosen["both"], **chosen["adapt"], "variant": variant, "num_labelled": count, "seed": seed}
+                if variant in chosen["lr"]:
+                    options["lr"] = chosen["lr"][variant]
+                options |= {"ckpt_dir": str(Path(out) / "adapted"), "pretrained_path": str(root / "models/model.pt")}
+                record = _adapt_once(root, data, {**options, **overrides})
+                with log.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                print(json.dumps(record), flush=True)
+
+
+def table(out: str) -> None:
+    """Print the table of OUT/runs.jsonl in Markdown: mean and standard deviation over the seeds."""
+    runs = [json.loads(line) for line in (Path(out) / "runs.jsonl").read_text().splitlines()]
+    counts = list(dict.fromkeys(run["labelled"] for run in runs))
+    print("| variant | trained | " + " | ".join(f"{c or 'all'} volumes" for c in counts) + " | s |")
+    print("| --- " * (len(counts) + 3) + "|")
+    for variant in PUNET_VARIANTS:
+        rows = [run for run in runs if run["variant"] == variant]
+        if not rows:
+            continue
+        cells = []
+        for count in counts:
+            dice = [100 * run["dice"] for run in rows if run["labelled"] == count]
+            spread = f" ± {stdev(dice):.1f}" if len(dice) > 1 else ""
+            cells.append(f"{mean(dice):.1f}{spread}" if dice else "")
+        seconds = mean(run["seconds"] for run in rows)
+        print(f"| {variant} | {rows[0]['trained']:,} | " + " | ".join(cells) + f" | {seconds:.0f} |")
+
+
+def _adapt_once(root: Path, data: str, options: dict[str, Any]) -> dict[str, Any]:
+    shutil.rmtree(options["ckpt_dir"], ignore_errors=True)
+    start = time.perf_counter()
+    workflow = _run(["train.json"], root, data, options)
+    seconds = time.perf_counter() - start
+    network = workflow.parser.get_parsed_content("adapted_network")
+    adapter = Path(workflow.parser.get_parsed_content("adapter_path"))
+    scored = _run(
+        ["train.json", "evaluate.json"],
+        root,
+        data,
+        {
+            **options,
+            "ckpt_path": options["pretrained_path"],
+            "adapter_dir": str(adapter.parent),
+            "eval_section": "test",
+        },
+    )
+    dice = scored.parser.get_parsed_content("validate::evaluator").state.metrics["val_mean_dice"]
+    return {
+        "variant": options["variant"],
+        "labelled": options["num_labelled"],
+        "seed": options["seed"],
+        "dice": round(float(dice), 5),
+        "trained": summary(network).trainable,
+        "seconds": round(seconds, 1),
+        "file_bytes": adapter.stat().st_size,
+        "lr": options["lr"],
+        **_circumstances(),
+    }
+
+
+def _run(configs: list[str], root: Path, data: str, overrides: dict[str, Any]) -> ConfigWorkflow:
+    folder = root / "configs"
+    workflow = ConfigWorkflow(
+        config_file=[str(folder / name) for name in configs],
+        meta_file=str(folder / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(root),
+        dataset_dir=str(data),
+        output_dir=str(root / "eval"),
+        **overrides,
+    )
+    logging.getLogger().setLevel(logging.WARNING)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+def _bundle_copy(out: str) -> Path:
+    """A copy of the bundle's configs in OUT/bundle, so that nothing is written into the repository."""
+    root = Path(out).resolve() / "bundle"
+    shutil.copytree(BUNDLE / "configs", root / "configs", dirs_exist_ok=True)
+    return root
+
+
+def _key(run: dict[str, Any]) -> tuple[str, int | None, int]:
+    return run["variant"], run["labelled"], run["seed"]
+
+
+def _circumstances() -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "device": f"{device}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "date": str(date.today()),
+    }
+
+
+if __name__ == "__main__":
+    fire.Fire({"pretrain": pretrain, "adapt": adapt, "table": table})

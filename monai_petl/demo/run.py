@@ -1,0 +1,201 @@
+"""Runs the PUNet bundle step by step: data, pre-training, prompt tuning, full fine-tuning, inference, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from monai.bundle import run as run_bundle
+
+from monai_petl.adapters import inspect_adapter
+from monai_petl.data import load_datalist, make_phantom_dataset
+from monai_petl.demo.checks import base_classes_unchanged, dice_by_class
+from monai_petl.demo.report import write_report
+from monai_petl.demo.settings import DemoSettings, settings_for
+from monai_petl.networks import PUNet
+from monai_petl.summary import summary as parameters_of
+
+__all__ = ["demo"]
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "punet_ct_segmentation"
+T = TypeVar("T")
+
+
+def demo(
+    out: str = "demo",
+    data: str | None = None,
+    bundle: str | None = None,
+    new_class: str | None = None,
+    base_classes: Sequence[str] | None = None,
+    labelled: int = 3,
+    effort: float = 1.0,
+    seed: int = 0,
+) -> Path:
+    """Pre-train, freeze, teach a new class from a few labelled volumes, segment, and write ``report.html``.
+
+    Args:
+        out: folder for everything that is made; a former demo in it is replaced.
+        data: a Decathlon-style folder; default phantoms, made on the spot.
+        bundle: the bundle ``punet_ct_segmentation``; default the one of the source tree.
+        new_class: the class to hold back and teach afterwards.
+        base_classes: classes to pre-train on; default all others.
+        labelled: number of labelled volumes of the new class.
+        effort: factor on the number of training steps.
+        seed: seed of the phantoms and of all training.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        FileNotFoundError: the bundle is not where it was looked for.
+        FileExistsError: ``out`` holds something that is no demo.
+        DataError: ``data`` cannot be used.
+    """
+    source = Path(bundle) if bundle else BUNDLE
+    if not (source / "configs" / "pretrain.json").is_file():
+        raise FileNotFoundError(f"no bundle at {source}; run from a checkout of monai_petl, or give --bundle PATH")
+    root = _fresh_folder(Path(out).resolve())
+    steps = Steps(root / "bundle")
+    shutil.copytree(source, steps.bundle, ignore=shutil.ignore_patterns("models", "eval"))
+    folder = steps.timed("make phantoms", lambda: _phantoms(root, seed)) if data is None else Path(data).resolve()
+    settings = settings_for(folder, new_class, base_classes, labelled)
+    _train(steps, folder, settings, effort, seed)
+    cases = _segment(steps, folder, settings)
+    summary = _measure(steps, folder, settings, cases)
+    (root / "summary.json").write_text(json.dumps(summary, indent=4) + "\n")
+    report = write_report(root, folder, summary, cases, steps.commands)
+    dice, new = summary["dice"], settings.new_class
+    _say(f"\nDice of {new}: {dice['prompt'][new]:.3f} by its prompts, {dice['full'][new]:.3f} by full fine-tuning")
+    _say(f"Report: {report}")
+    return report
+
+
+class Steps:
+    """Runs steps, says what it does, and keeps time.
+
+    Args:
+        bundle: folder of the bundle that is run.
+    """
+
+    def __init__(self, bundle: Path) -> None:
+        self.bundle = bundle
+        self.seconds: dict[str, float] = {}
+        self.commands: dict[str, str] = {}
+
+    def bundle_run(self, name: str, config: str, overrides: dict[str, Any]) -> None:
+        """Run a config of the bundle in this process, after printing the command that does the same."""
+        file = str(self.bundle / "configs" / config)
+        overrides = {"bundle_root": str(self.bundle), **overrides}
+        shown = [f"--{key} {shlex.quote(v if isinstance(v, str) else str(v))}" for key, v in overrides.items()]
+        self.commands[name] = " ".join([f"python -m monai.bundle run --config_file {shlex.quote(file)}", *shown])
+        _say(f"\n$ {self.commands[name]}")
+        with _quiet():
+            self.timed(name, lambda: run_bundle(config_file=file, **overrides))
+
+    def timed(self, name: str, action: Callable[[], T]) -> T:
+        """Do something and note how long it took."""
+        start = time.perf_counter()
+        result = action()
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        _say(f"{name}: {self.seconds[name]:.0f} s")
+        return result
+
+
+def _phantoms(root: Path, seed: int) -> Path:
+    return make_phantom_dataset(root / "data", 12, 2, 4, seed, (64, 64, 16), (4.0, 4.0, 7.5))
+
+
+def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, seed: int) -> None:
+    """Pre-train, then teach the new class twice: by its prompts, and by training everything for comparison."""
+    models, logs = steps.bundle / "models", steps.bundle / "eval"
+    both = {**settings.training(), "dataset_dir": str(folder), "seed": seed}
+    schedule = {"epochs": 8, "epoch_length": max(1, round(40 * effort)), "val_interval": 4, "lr_schedule": "one_cycle"}
+    rates = {"body_lr": 0.001, "prompt_lr": 0.005}
+    steps.bundle_run(
+        "pre-training",
+        "pretrain.json",
+        {**both, **settings.views(), **schedule, **rates, "output_dir": str(logs / "pretrain")},
+    )
+    shutil.copytree(models, models / "backbone")
+    tuning = {**both, "new_class": settings.new_class, "num_labelled": settings.labelled}
+    tuning |= {"epochs": 6, "epoch_length": max(1, round(25 * effort)), "val_interval": 3}
+    steps.bundle_run("prompt tuning", "train.json", {**tuning, "lr": 0.005, "output_dir": str(logs / "prompt")})
+    separate = {"pretrained_path": str(models / "backbone" / "model.pt"), "ckpt_dir": str(models / "full")}
+    steps.bundle_run(
+        "full fine-tuning",
+        "train.json",
+        {**tuning, **separate, "lr": 0.001, "variant": "full", "output_dir": str(logs / "full")},
+    )
+
+
+def _segment(steps: Steps, folder: Path, settings: DemoSettings) -> list[dict[str, str]]:
+    """Segment the test volumes with all classes, and with the fully fine-tuned network; returns the labelled ones."""
+    root, models = steps.bundle.parent, steps.bundle / "models"
+    both = {**settings.shared(), "dataset_dir": str(folder)}
+    classes = [*settings.base_classes, settings.new_class]
+    steps.bundle_run(
+        "inference", "inference.json", {**both, "class_names": classes, "output_dir": str(root / "segmentations")}
+    )
+    full = {"ckpt_path": str(models / "backbone" / "model.pt"), "adapter_dir": str(models / "full" / "adapters")}
+    output = {"class_names": [settings.new_class], "output_dir": str(root / "segmentations_full")}
+    steps.bundle_run("inference, full fine-tuning", "inference.json", {**both, **full, **output})
+    return [case for case in load_datalist(folder, "test") if "label" in case]
+
+
+def _measure(steps: Steps, folder: Path, settings: DemoSettings, cases: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    root, models, new = steps.bundle.parent, steps.bundle / "models", settings.new_class
+    classes = [*settings.base_classes, new]
+    unchanged = base_classes_unchanged(
+        models / "backbone" / "model.pt", models / "model.pt", settings.base_classes, new, [*settings.patch, 1]
+    )
+    adapters = {
+        "prompt": inspect_adapter(models / "adapters" / f"{new}.safetensors"),
+        "full": inspect_adapter(models / "full" / "adapters" / f"{new}.safetensors"),
+    }
+    return {
+        "base_classes": settings.base_classes,
+        "new_class": new,
+        "labelled": settings.labelled,
+        "dice": {
+            "prompt": dice_by_class(folder, root / "segmentations", cases, classes),
+            "full": dice_by_class(folder, root / "segmentations_full", cases, [new]),
+        },
+        "base_classes_unchanged": unchanged,
+        "trained": {name: header["values"] for name, header in adapters.items()},
+        "body": parameters_of(PUNet().body).total,
+        "bytes": {name: header["bytes"] for name, header in adapters.items()},
+        "seconds": steps.seconds,
+    }
+
+
+def _fresh_folder(root: Path) -> Path:
+    """An empty folder; a former demo in it is removed, anything else is an error."""
+    if root.exists() and any(root.iterdir()):
+        if not (root / "bundle" / "configs" / "pretrain.json").is_file():
+            raise FileExistsError(f"{root} holds something that is no demo; choose another folder with --out")
+        shutil.rmtree(root)
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Progress bars and errors stay, the bundle's log lines below WARNING go."""
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

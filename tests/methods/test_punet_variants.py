@@ -1,0 +1,111 @@
+"""The variants that prompt tuning is compared with: what trains in each, and what stays."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from monai_petl import adapt, load_adapter, remove_adapter, save_adapter, summary
+from monai_petl.methods import PUNET_VARIANTS, punet_variant
+from monai_petl.networks import PUNet
+from tests.conftest import differing, small_punet, state_of, train_class
+
+IMAGE = torch.linspace(-9, 9, 2 * 32 * 32).view(2, 1, 32, 32, 1).sin()
+BODY = 6_758_304
+COUNTS = {
+    "prompt": 57_344,
+    "prompt_encoder": 35_840,
+    "prompt_decoder": 22_016,
+    "prompt_start": 3_072,
+    "prompt_end": 512,
+    "prompt_bias": 57_344 + 15_392,
+    "head": 130,
+    "bias": 15_392 + 130,
+    "adapter": 324_896 + 130,
+    "decoder": 2_948_512 + 130,
+    "full": BODY + 57_344 + 512,
+    "full_head": BODY + 130,
+    "scratch": BODY + 57_344 + 512,
+}
+
+
+def adapted(network: PUNet, variant: str) -> PUNet:
+    chosen = punet_variant(variant, "new")
+    return adapt(network, chosen.methods, chosen.also_train)
+
+
+def test_every_variant_has_a_count_here():
+    assert set(COUNTS) == set(PUNET_VARIANTS)
+
+
+@pytest.mark.parametrize("variant", COUNTS)
+def test_the_published_number_of_values_trains(variant):
+    assert summary(adapted(PUNet(), variant)).trainable == COUNTS[variant]
+
+
+@pytest.mark.parametrize("arithmetic", ["corrected", "published"])
+@pytest.mark.parametrize("variant", PUNET_VARIANTS)
+def test_what_trains_receives_a_gradient_and_nothing_else_does(variant, arithmetic):
+    network = adapted(small_punet("old", arithmetic=arithmetic), variant).train()
+    network(IMAGE, ["new", "new"]).logits.square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("variant", PUNET_VARIANTS)
+def test_a_step_changes_what_trains_and_nothing_else(variant):
+    network = adapted(small_punet("old"), variant)
+    before = state_of(network)
+    train_class(network, "new", IMAGE, steps=2, weight_decay=0.1)
+    changed = differing(before, network.state_dict())
+    trains = {n for n, p in network.named_parameters() if p.requires_grad}
+    statistics = {n for n in changed if n.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    assert changed - statistics == trains
+    # statistics move where the whole normalisation layer trains
+    assert {n.rpartition(".")[0] + ".weight" for n in statistics} <= trains
+    if variant in ("full", "full_head", "scratch"):
+        assert {n for n in before if n.startswith("body.") and n.endswith("running_mean")} <= changed
+
+
+@pytest.mark.parametrize("variant", PUNET_VARIANTS)
+def test_keeping_the_body_means_that_other_classes_are_bit_identical(variant):
+    network = small_punet("old").eval()
+    with torch.no_grad():
+        before = network.segment(IMAGE, ["old"])
+    adapted(network, variant)
+    train_class(network, "new", IMAGE)
+    with torch.no_grad():
+        same = torch.equal(network.eval().segment(IMAGE, ["old"]), before)
+    assert same == punet_variant(variant, "new").keeps_body
+
+
+@pytest.mark.parametrize("variant", PUNET_VARIANTS)
+def test_every_variant_can_be_saved_loaded_and_removed(variant, tmp_path):
+    backbone = small_punet("old").eval()
+    network = adapted(copy.deepcopy(backbone), variant)
+    train_class(network, "new", IMAGE)
+    network.eval()
+    fresh = load_adapter(copy.deepcopy(backbone), save_adapter(network, tmp_path / "new.safetensors")).eval()
+    with torch.no_grad():
+        assert torch.equal(fresh(IMAGE), network(IMAGE))
+        remove_adapter(network)
+        assert differing(state_of(backbone), network.state_dict()) == set()
+        assert torch.equal(network.eval()(IMAGE), backbone(IMAGE))
+
+
+def test_only_training_from_scratch_ignores_the_pretrained_weights():
+    assert [name for name in PUNET_VARIANTS if not punet_variant(name, "new").pretrained] == ["scratch"]
+
+
+@pytest.mark.parametrize("variant", ["prompt", "prompt_end", "full"])
+def test_the_start_of_the_prompts_can_be_chosen(variant):
+    (method,) = punet_variant(variant, "new", init="copy:old").methods
+    assert method.init == "copy:old"
+    assert method.class_name == "new"
+
+
+def test_an_unknown_variant_is_refused_with_the_list():
+    with pytest.raises(ValueError, match=r"variant must be one of prompt, prompt_encoder, .*; got 'lora'"):
+        punet_variant("lora", "new")

@@ -1,0 +1,744 @@
+"""Adapter files and switches: nothing is lost, nothing foreign gets in, and errors leave the network as it was."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import monai_petl as mp
+from monai_petl import (
+    AdapterFileError,
+    Method,
+    adapt,
+    adapter_state_dict,
+    disabled,
+    inspect_adapter,
+    load_adapter,
+    merge,
+    remove_adapter,
+    save_adapter,
+    unmerge,
+)
+from monai_petl.adapt import adapters_of
+from monai_petl.methods import BottleneckAdapters, ClassHead, PromptTuning
+from monai_petl.networks import PUNet
+from tests.conftest import (
+    RankOne,
+    SmallNet,
+    differing,
+    shake_statistics,
+    small_punet,
+    state_of,
+    train,
+    train_class,
+)
+
+X = torch.linspace(-1, 1, 3 * 16 * 16).view(3, 1, 16, 16).sin()
+IMAGE = torch.linspace(-9, 9, 2 * 32 * 32).view(2, 1, 32, 32, 1).sin()
+
+
+@pytest.fixture
+def backbone() -> SmallNet:
+    return shake_statistics(SmallNet()).eval()
+
+
+@pytest.fixture
+def punet() -> PUNet:
+    return small_punet("liver").eval()
+
+
+def trained(backbone: nn.Module, method=None, also_train=(), name: str = "default") -> nn.Module:
+    """A copy of the small network with a trained adapter (a rank-one delta, if not told otherwise)."""
+    network = adapt(copy.deepcopy(backbone), RankOne("linear") if method is None else method, also_train, name)
+    train(network, lambda: network(X).square().mean())
+    return network.eval()
+
+
+def taught(backbone: PUNet, *methods: Method, also_train=()) -> PUNet:
+    """A copy of a PUNet that has learned one class, under the class's name."""
+    name = methods[0].class_name
+    network = adapt(copy.deepcopy(backbone), list(methods), also_train, name)
+    train_class(network, name, IMAGE)
+    return network.eval()
+
+
+def rewrite(path: Path, tensors: Callable[[dict], object] = id, header: Callable[[dict], object] = id) -> Path:
+    """Change the tensors or the header of a safetensors file in place."""
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    values = load_file(path)
+    tensors(values)
+    header(metadata)
+    save_file(values, path, metadata)
+    return path
+
+
+def everything(network: nn.Module) -> tuple:
+    """All that must be the same after an error, besides the tensors."""
+    return (
+        list(network.state_dict()),
+        {n: p.requires_grad for n, p in network.named_parameters()},
+        {n: m.training for n, m in network.named_modules()},
+        list(adapters_of(network)),
+        str(network),
+    )
+
+
+@torch.no_grad()
+def output(network: nn.Module) -> Tensor:
+    return network(IMAGE if isinstance(network, PUNet) else X)
+
+
+# round trips
+
+
+@pytest.mark.parametrize(
+    ("method", "also_train"),
+    [
+        (RankOne("linear"), []),
+        (RankOne("linear", rank=3), ["norm"]),
+        ([RankOne("linear"), RankOne("out")], []),
+        ([], ["stem", "out.bias"]),
+        ([], ["*"]),
+    ],
+    ids=["delta", "delta-and-norm", "two-methods", "no-method", "everything"],
+)
+def test_a_saved_adapter_gives_equal_outputs_on_a_fresh_backbone(backbone, method, also_train, tmp_path):
+    network = trained(backbone, method, also_train)
+    assert not torch.equal(output(network), output(backbone))
+    path = save_adapter(network, tmp_path / "new" / "folder" / "adapter.safetensors")
+    assert path.is_file()
+    assert load_adapter(backbone, path) is backbone
+    assert torch.equal(output(backbone.eval()), output(network))
+    assert differing(state_of(network), backbone.state_dict()) == set()
+
+
+@pytest.mark.parametrize(
+    ("methods", "also_train"),
+    [
+        ([PromptTuning("spleen")], []),
+        ([PromptTuning("spleen", depth="encoder", own_background=True)], []),
+        ([PromptTuning("spleen")], ["body.*.bias"]),
+        ([ClassHead("spleen")], []),
+        ([ClassHead("spleen"), BottleneckAdapters(reduction=2)], []),
+        ([ClassHead("spleen")], ["body.decoder"]),
+        ([PromptTuning("spleen")], ["body", "prompts.background"]),
+    ],
+    ids=["prompts", "encoder", "prompts-and-bias", "head", "adapters", "decoder", "full"],
+)
+@pytest.mark.parametrize("arithmetic", ["corrected", "published"])
+def test_a_saved_class_gives_equal_outputs_on_a_fresh_backbone(methods, also_train, arithmetic, tmp_path):
+    backbone = small_punet("liver", arithmetic=arithmetic).eval()
+    network = taught(backbone, *methods, also_train=also_train)
+    path = save_adapter(network, tmp_path / "spleen.safetensors")
+    load_adapter(backbone, path)
+    assert backbone.classes == ["liver", "spleen"]
+    assert torch.equal(output(backbone.eval()), output(network))
+
+
+def test_the_file_of_one_class_of_the_default_network_is_small_and_complete(tmp_path):
+    backbone = shake_statistics(PUNet()).eval()
+    network = adapt(copy.deepcopy(backbone), PromptTuning("spleen"))
+    train_class(network, "spleen", IMAGE, steps=1)
+    path = save_adapter(network, tmp_path / "spleen.safetensors", notes={"data": "40 CT volumes", "dice": 0.9})
+    assert path.stat().st_size < 300_000
+    assert inspect_adapter(path)["values"] == 57_344
+    load_adapter(backbone, path)
+    assert torch.equal(output(backbone), output(network.eval()))
+
+
+def test_an_adapter_has_the_names_of_the_state_dict(backbone):
+    network = trained(backbone, also_train=["norm"])
+    tensors = adapter_state_dict(network)
+    assert list(tensors) == [
+        "linear.delta.down",
+        "linear.delta.up",
+        "norm.weight",
+        "norm.bias",
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+    ]
+    state = network.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in tensors.items())
+
+
+def test_the_adapter_of_a_class_holds_its_prompts_and_nothing_else(punet):
+    network = taught(punet, PromptTuning("spleen"))
+    names = adapter_state_dict(network)
+    assert names
+    assert all(n.startswith("prompts.classes.spleen.") for n in names)
+    assert sum(t.numel() for t in names.values()) == sum(p.numel() for p in network.prompts["spleen"].parameters())
+
+
+def test_a_loaded_adapter_is_frozen_unless_it_is_to_be_trained_further(backbone, tmp_path):
+    path = save_adapter(trained(backbone, also_train=["norm"]), tmp_path / "a.safetensors")
+    backbone.requires_grad_(False)
+    first, second = copy.deepcopy(backbone), copy.deepcopy(backbone)
+    load_adapter(first, path)
+    assert not any(p.requires_grad for p in first.parameters())
+    assert not first.train().norm.training
+    load_adapter(second, path, trainable=True)
+    assert {n for n, p in second.named_parameters() if p.requires_grad} == {
+        "linear.delta.down",
+        "linear.delta.up",
+        "norm.weight",
+        "norm.bias",
+    }
+    assert second.train().norm.training
+    train(second, lambda: second(X).square().mean())
+    assert not torch.equal(output(second.eval()), output(first.eval()))
+
+
+def test_loading_does_not_freeze_a_backbone_that_trains(backbone, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    load_adapter(backbone, path)
+    assert {n for n, p in backbone.named_parameters() if not p.requires_grad} == {
+        "linear.delta.down",
+        "linear.delta.up",
+    }
+    assert all(m.training for m in backbone.train().modules() if not isinstance(m, type(backbone.linear.delta)))
+
+
+def test_a_file_of_another_precision_is_converted(backbone, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    rewrite(path, lambda tensors: tensors.update({n: t.double() for n, t in tensors.items()}))
+    load_adapter(backbone, path)
+    assert backbone.linear.delta.up.dtype == torch.float32
+
+
+# headers
+
+
+def test_the_header_says_what_made_the_file_and_what_it_fits(backbone, tmp_path):
+    network = trained(backbone, [RankOne("linear", rank=2), RankOne("out")], ["norm"], name="mine")
+    notes = {"data": "12 phantoms", "dice": [0.5, 0.75], "by": "Müller"}
+    path = save_adapter(network, tmp_path / "a.safetensors", notes)
+    found = inspect_adapter(path)
+    assert found["name"] == "mine"
+    assert found["network"] == "SmallNet"
+    assert found["format_version"] == 1
+    assert found["methods"] == [
+        {"method": "RankOne", "target": "linear", "rank": 2},
+        {"method": "RankOne", "target": "out", "rank": 1},
+    ]
+    assert found["also_train"] == ["norm"]
+    assert found["notes"] == notes
+    assert found["class_names"] == []
+    assert found["versions"].keys() == {"monai-petl", "monai", "torch"}
+    assert found["values"] == sum(t.numel() for t in adapter_state_dict(network).values())
+    assert found["bytes"] == path.stat().st_size
+    assert found["shapes"]["linear.delta.down"] == [2, 6]
+    frozen = set(backbone.state_dict()) - set(adapter_state_dict(network))
+    assert set(found["fingerprint"]) == frozen
+
+
+def test_the_header_of_a_class_names_it(punet, tmp_path):
+    path = save_adapter(taught(punet, PromptTuning("spleen", depth="end")), tmp_path / "a.safetensors", "one sentence")
+    found = inspect_adapter(path)
+    assert found["class_names"] == ["spleen"]
+    assert found["methods"][0] == {
+        "method": "PromptTuning",
+        "class_name": "spleen",
+        "depth": "end",
+        "init": "random",
+        "own_background": False,
+    }
+    assert found["notes"] == "one sentence"
+    assert not any("liver" in n or "spleen" in n for n in found["fingerprint"])
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "monai_petl.adapter"
+
+
+def test_notes_may_be_missing(backbone, tmp_path):
+    assert inspect_adapter(save_adapter(trained(backbone), tmp_path / "a.safetensors"))["notes"] is None
+
+
+def test_saving_overwrites_the_old_file_whole(backbone, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"something else")
+    save_adapter(trained(backbone), path)
+    assert inspect_adapter(path)["name"] == "default"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+# files that do not fit
+
+
+def bad_files(path: Path, kind: str) -> Path:
+    """Make a mistake of the given kind out of a good file."""
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-8])
+    elif kind == "cut within the header":
+        path.write_bytes(path.read_bytes()[:100])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("this is no adapter\n" * 20)
+    elif kind == "foreign":
+        save_file({"weight": torch.zeros(2)}, path, {"format": "pt"})
+    elif kind == "foreign without header":
+        save_file({"weight": torch.zeros(2)}, path)
+    elif kind == "future":
+        rewrite(path, header=lambda h: h.update(format_version="2"))
+    elif kind == "no version":
+        rewrite(path, header=lambda h: h.pop("format_version"))
+    elif kind == "no name":
+        rewrite(path, header=lambda h: h.pop("name"))
+    elif kind == "broken table":
+        rewrite(path, header=lambda h: h.update(methods="[{"))
+    elif kind == "no fingerprint":
+        rewrite(path, header=lambda h: h.pop("fingerprint"))
+    elif kind == "unknown method":
+        rewrite(path, header=lambda h: h.update(methods='[{"method": "Sorcery", "rank": 1}]'))
+    elif kind == "unknown option":
+        rewrite(path, header=lambda h: h.update(methods='[{"method": "RankOne", "sorcery": 1}]'))
+    elif kind == "missing tensor":
+        rewrite(path, lambda t: t.pop("linear.delta.up"))
+    elif kind == "extra tensor":
+        rewrite(path, lambda t: t.update(surplus=torch.zeros(1)))
+    elif kind == "other shape":
+        rewrite(path, lambda t: t.update({"linear.delta.up": torch.zeros(5, 1)}))
+    return path
+
+
+BAD = {
+    "truncated": "is not an adapter file, or is damaged.*Copy or save it again",
+    "cut within the header": "is not an adapter file, or is damaged",
+    "empty": "is not an adapter file, or is damaged",
+    "text": "is not an adapter file, or is damaged",
+    "foreign": "is a safetensors file but not an adapter saved by save_adapter",
+    "foreign without header": "is a safetensors file but not an adapter saved by save_adapter",
+    "future": "has adapter format 2; this monai_petl reads up to 1.*Update it",
+    "no version": "header is damaged.*format_version",
+    "no name": "header is damaged.*name",
+    "broken table": "header is damaged",
+    "no fingerprint": "header is damaged.*fingerprint",
+    "unknown method": "made with the method Sorcery, which is not known here. Import the module",
+    "unknown option": "RankOne.*sorcery",
+    "missing tensor": "tensors missing in the file: linear.delta.up; left over in the file: none",
+    "extra tensor": "tensors missing in the file: none; left over in the file: surplus",
+    "other shape": r"linear.delta.up has shape \[5, 1\] in the file, the network needs \[6, 1\]",
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_refused_with_its_reason_and_the_network_is_as_it_was(backbone, kind, training, tmp_path):
+    path = save_adapter(trained(backbone, also_train=["norm"]), tmp_path / "a.safetensors")
+    network = adapt(copy.deepcopy(backbone), RankOne("out"), name="other")
+    network.stem.requires_grad_(True)  # neither all frozen nor all trained
+    network.norm.weight.requires_grad_(True)
+    network.train(training)
+    before = everything(network), state_of(network), output(network)
+    with pytest.raises(ValueError, match=f"(?s){BAD[kind]}") as error:
+        load_adapter(network, bad_files(path, kind))
+    assert isinstance(error.value, AdapterFileError)
+    assert str(path) in str(error.value)
+    assert everything(network) == before[0]
+    assert differing(before[1], network.state_dict()) == set()
+    assert torch.equal(output(network), before[2])
+
+
+@pytest.mark.parametrize("kind", ["truncated", "foreign", "future", "no version", "no name", "broken table", "text"])
+def test_inspection_gives_the_same_reasons(backbone, kind, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    with pytest.raises(AdapterFileError, match=f"(?s){BAD[kind]}"):
+        inspect_adapter(bad_files(path, kind))
+
+
+@pytest.mark.parametrize("action", [lambda path: load_adapter(SmallNet(), path), inspect_adapter])
+def test_a_missing_file_is_named(tmp_path, action):
+    with pytest.raises(FileNotFoundError, match=r"no adapter file .*nowhere\.safetensors"):
+        action(tmp_path / "nowhere.safetensors")
+    with pytest.raises(FileNotFoundError, match="no adapter file"):
+        action(tmp_path)
+
+
+def test_another_backbone_is_refused_and_the_tensors_that_differ_are_named(backbone, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    with torch.no_grad():
+        backbone.out.weight[0, 0] += 1e-3
+    before = everything(backbone)
+    with pytest.raises(AdapterFileError, match=r"another backbone \(SmallNet\).* 1 with other values .*\(out.weight\)"):
+        load_adapter(backbone, path)
+    assert everything(backbone) == before
+
+
+def test_running_statistics_belong_to_the_backbone(backbone, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    backbone.norm.running_mean += 1
+    with pytest.raises(AdapterFileError, match=r"other values or shapes \(norm.running_mean\)"):
+        load_adapter(backbone, path)
+
+
+def test_a_backbone_of_another_size_or_kind_is_refused(backbone, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    with pytest.raises(AdapterFileError, match=r"other values or shapes \(stem.0.weight, stem.0.bias, .* and \d+ more"):
+        load_adapter(SmallNet(width=5), path)
+    with pytest.raises(AdapterFileError, match=r"this Linear has \d+ missing \(stem.0.weight"):
+        load_adapter(nn.Linear(2, 2), path)
+
+
+def test_backbone_tensors_that_the_adapter_brings_may_differ(backbone, tmp_path):
+    network = trained(backbone, also_train=["norm"])
+    path = save_adapter(network, tmp_path / "a.safetensors")
+    nn.init.ones_(backbone.norm.weight)
+    load_adapter(backbone, path)
+    assert torch.equal(output(backbone), output(network))
+
+
+def test_a_class_of_another_prompt_size_is_refused(punet, tmp_path):
+    path = save_adapter(taught(punet, PromptTuning("spleen")), tmp_path / "a.safetensors")
+    other = small_punet("liver", tokens_per_class=5)
+    other.body.load_state_dict(punet.body.state_dict())
+    with pytest.raises(AdapterFileError, match=r"prompts\.background"):
+        load_adapter(other, path)
+
+
+def test_a_failed_load_brings_back_a_class_of_that_name(punet, tmp_path):
+    path = save_adapter(taught(punet, PromptTuning("liver")), tmp_path / "a.safetensors")
+    rewrite(path, lambda tensors: tensors.pop("prompts.classes.liver.head_tokens"))
+    before, logits = state_of(punet), output(punet)
+    with pytest.raises(AdapterFileError, match=r"missing in the file: prompts.classes.liver.head_tokens"):
+        load_adapter(punet, path)
+    assert differing(before, punet.state_dict()) == set()
+    assert torch.equal(output(punet), logits)
+
+
+def test_a_name_that_is_taken_is_refused_and_another_may_be_given(backbone, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    network = trained(backbone, RankOne("out"))
+    with pytest.raises(ValueError, match="has an adapter 'default' already"):
+        load_adapter(network, path)
+    load_adapter(network, path, name="second")
+    assert list(adapters_of(network)) == ["default", "second"]
+
+
+@pytest.mark.parametrize("place", ["file/adapter.safetensors", "file/folder/adapter.safetensors", "folder"])
+def test_a_place_that_cannot_be_written_to_is_named_and_nothing_is_half_written(backbone, place, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    with pytest.raises(OSError, match="cannot write the adapter to") as error:
+        save_adapter(trained(backbone), tmp_path / place)
+    assert str(tmp_path / place) in str(error.value)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_an_old_file_survives_a_failing_save(backbone, tmp_path, monkeypatch):
+    network = trained(backbone)
+    path = save_adapter(network, tmp_path / "a.safetensors")
+    before = path.read_bytes()
+
+    def disk_full(*_args: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(mp.adapters, "save_file", disk_full)
+    with pytest.raises(OSError, match="no space left"):
+        save_adapter(network, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_network_without_adapter_says_so(backbone, tmp_path):
+    for action in (
+        adapter_state_dict,
+        lambda network: save_adapter(network, tmp_path / "a"),
+        remove_adapter,
+        merge,
+        unmerge,
+    ):
+        with pytest.raises(ValueError, match="has not got any adapter; it has: none"):
+            action(backbone)
+    network = adapt(backbone, RankOne("linear"), name="mine")
+    with pytest.raises(ValueError, match="has not got an adapter 'yours'; it has: mine"):
+        remove_adapter(network, "yours")
+
+
+# several adapters
+
+
+def test_files_of_two_people_compose_into_one_network(punet, tmp_path):
+    paths, expected = [], []
+    for name in ("spleen", "left kidney"):
+        network = taught(punet, PromptTuning(name))
+        paths.append(save_adapter(network, tmp_path / f"{name}.safetensors", notes=f"by the {name} group"))
+        with torch.no_grad():
+            expected.append(network.segment(IMAGE, [name])[:, 1])
+    with torch.no_grad():
+        liver = punet.segment(IMAGE, ["liver"])[:, 1]
+        for path in paths:
+            load_adapter(punet, path)
+        assert punet.classes == ["liver", "spleen", "left kidney"]
+        for name, margins in zip(punet.classes, (liver, *expected), strict=True):
+            assert torch.equal(punet.segment(IMAGE, [name])[:, 1], margins)
+        torch.testing.assert_close(punet(IMAGE), torch.stack([0 * liver, liver, *expected], 1), atol=1e-5, rtol=1e-5)
+    assert list(adapters_of(punet)) == ["spleen", "left kidney"]
+
+
+def test_prompts_and_convolution_heads_of_two_people_compose(punet, tmp_path):
+    prompted, headed = taught(punet, PromptTuning("spleen")), taught(punet, ClassHead("pancreas"))
+    for network in (headed, prompted):
+        load_adapter(punet, save_adapter(network, tmp_path / f"{network.classes[-1]}.safetensors"))
+    with torch.no_grad():
+        for name, network in (("spleen", prompted), ("pancreas", headed)):
+            assert torch.equal(punet.segment(IMAGE, [name]), network.segment(IMAGE, [name]))
+
+
+def test_each_of_several_adapters_is_saved_on_its_own(punet, tmp_path):
+    network = taught(punet, PromptTuning("spleen"))
+    adapt(network, PromptTuning("pancreas"), name="pancreas")
+    train_class(network, "pancreas", IMAGE)
+    network.eval()
+    save_adapter(network, tmp_path / "last.safetensors")
+    save_adapter(network, tmp_path / "first.safetensors", name="spleen")
+    assert inspect_adapter(tmp_path / "last.safetensors")["class_names"] == ["pancreas"]
+    assert inspect_adapter(tmp_path / "first.safetensors")["class_names"] == ["spleen"]
+    load_adapter(punet, tmp_path / "last.safetensors")
+    load_adapter(punet, tmp_path / "first.safetensors")
+    with torch.no_grad():
+        for name in ("spleen", "pancreas", "liver"):
+            assert torch.equal(punet.segment(IMAGE, [name]), network.segment(IMAGE, [name]))
+
+
+def test_a_class_that_belongs_to_an_adapter_is_not_taken_over_by_another(punet, tmp_path):
+    network = taught(punet, PromptTuning("spleen"))
+    path = save_adapter(network, tmp_path / "a.safetensors")
+    before = state_of(network)
+    for action in (
+        lambda: load_adapter(network, path, name="again"),
+        lambda: adapt(network, PromptTuning("spleen"), name="again"),
+        lambda: adapt(network, ClassHead("spleen"), name="again"),
+    ):
+        with pytest.raises(ValueError, match="class 'spleen' belongs to adapter 'spleen'; remove it first"):
+            action()
+    assert differing(before, network.state_dict()) == set()
+
+
+# removing
+
+
+@pytest.mark.parametrize("also_train", [[], ["norm", "stem.0.bias"]])
+def test_removing_an_adapter_gives_the_backbone_back(backbone, also_train):
+    network = trained(backbone, also_train=also_train)
+    remove_adapter(network)
+    assert list(network.state_dict()) == list(backbone.state_dict())
+    assert differing(state_of(backbone), network.state_dict()) == set()
+    assert torch.equal(output(network), output(backbone))
+    assert not any(p.requires_grad for p in network.parameters())
+    assert not network.train().norm.training
+    assert not adapters_of(network)
+
+
+def test_removing_a_class_gives_back_what_it_took_the_place_of(punet):
+    before, logits = state_of(punet), output(punet)
+    for method in (PromptTuning("liver"), ClassHead("liver")):
+        network = taught(punet, method)
+        assert network.classes == ["liver"]
+        remove_adapter(network, "liver")
+        assert differing(before, network.state_dict()) == set()
+        assert list(network.state_dict()) == list(before)
+        assert torch.equal(output(network), logits)
+
+
+def test_removing_one_adapter_leaves_the_others(backbone):
+    first = trained(backbone, name="first")
+    network = adapt(copy.deepcopy(first), RankOne("out"), name="second")
+    train(network, lambda: network(X).square().mean())
+    remove_adapter(network, "second")
+    assert torch.equal(output(network.eval()), output(first))
+
+
+def test_removing_a_merged_adapter_gives_the_backbone_back(backbone):
+    network = merge(trained(backbone))
+    remove_adapter(network)
+    assert differing(state_of(backbone), network.state_dict()) == set()
+
+
+# merging
+
+
+def test_merging_keeps_the_outputs_and_unmerging_restores_every_bit(backbone):
+    network = trained(backbone)
+    before, expected = state_of(network), output(network)
+    assert merge(network) is network
+    torch.testing.assert_close(output(network), expected, atol=1e-6, rtol=1e-5)
+    assert differing(before, network.state_dict()) == {"linear.weight"}
+    merge(network)  # once is enough
+    assert unmerge(network) is network
+    assert differing(before, network.state_dict()) == set()
+    assert torch.equal(output(network), expected)
+    unmerge(network)
+    assert differing(before, network.state_dict()) == set()
+
+
+def test_a_merged_adapter_cannot_be_saved_before_it_is_unmerged(backbone, tmp_path):
+    network = merge(trained(backbone))
+    with pytest.raises(ValueError, match=r"'default' is merged into the backbone; call unmerge\(network\)"):
+        save_adapter(network, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+    load_adapter(backbone, save_adapter(unmerge(network), tmp_path / "a.safetensors"))
+    assert torch.equal(output(backbone), output(network))
+
+
+@pytest.mark.parametrize("method", [PromptTuning("spleen"), ClassHead("spleen")])
+def test_what_depends_on_the_input_cannot_be_merged_and_says_what_to_do(punet, method):
+    network = taught(punet, method)
+    expected = output(network)
+    with pytest.raises(TypeError, match=r"cannot be merged: its delta depends on the input\..*save_adapter"):
+        merge(network)
+    assert not adapters_of(network)["spleen"].merged
+    assert torch.equal(output(network), expected)
+
+
+@dataclass(frozen=True)
+class Unmergeable(Method):
+    """Adds nothing and cannot be merged."""
+
+    def attach(self, network: nn.Module) -> None:
+        pass
+
+    def detach(self, network: nn.Module) -> None:
+        pass
+
+
+def test_when_one_of_several_methods_cannot_be_merged_none_is(backbone):
+    network = trained(backbone, [RankOne("linear"), Unmergeable()])
+    before = state_of(network)
+    with pytest.raises(TypeError, match="Unmergeable cannot be merged"):
+        merge(network)
+    assert differing(before, network.state_dict()) == set()
+
+
+# switching off
+
+
+@pytest.mark.parametrize(
+    ("method", "also_train"),
+    [(RankOne("linear"), []), (RankOne("linear"), ["norm", "out"]), ([], ["stem"])],
+    ids=["delta", "delta-and-backbone", "backbone"],
+)
+def test_within_disabled_the_network_is_the_untouched_backbone(backbone, method, also_train):
+    network = trained(backbone, method, also_train)
+    before, adapted = state_of(network), output(network)
+    with disabled(network) as same:
+        assert same is network
+        assert torch.equal(output(network), output(backbone))
+    assert torch.equal(output(network), adapted)
+    assert differing(before, network.state_dict()) == set()
+
+
+@pytest.mark.parametrize("methods", [[PromptTuning("spleen")], [ClassHead("spleen"), BottleneckAdapters()]])
+def test_within_disabled_a_punet_is_the_untouched_backbone(punet, methods):
+    network = taught(punet, *methods, also_train=["body.*.bias"])
+    adapted = output(network)
+    with disabled(network), torch.no_grad():
+        assert network.active_classes == ["liver"]
+        assert torch.equal(output(network), output(punet))
+    assert network.active_classes == ["liver", "spleen"]
+    assert torch.equal(output(network), adapted)
+
+
+def test_an_exception_within_disabled_leaves_the_adapter_on(backbone):
+    network = trained(backbone, also_train=["norm"])
+    before, adapted = state_of(network), output(network)
+    with pytest.raises(RuntimeError, match="in the block"), disabled(network):
+        raise RuntimeError("in the block")
+    assert torch.equal(output(network), adapted)
+    assert differing(before, network.state_dict()) == set()
+
+
+def test_one_of_several_adapters_can_be_disabled(backbone):
+    first = trained(backbone, name="first")
+    network = adapt(copy.deepcopy(first), RankOne("out"), ["norm"], name="second")
+    train(network, lambda: network(X).square().mean())
+    adapted = output(network.eval())
+    with disabled(network, "second"):
+        assert torch.equal(output(network), output(first))
+    with disabled(network):
+        assert torch.equal(output(network), output(backbone))
+    assert torch.equal(output(network), adapted)
+
+
+def test_adapters_that_train_the_same_tensors_are_disabled_together(backbone):
+    network = trained(backbone, [], ["norm"], name="first")
+    middle = output(network)
+    adapt(network, [], ["norm", "out"], name="second")
+    train(network, lambda: network(X).square().mean())
+    before, adapted = state_of(network), output(network.eval())
+    with disabled(network):
+        assert torch.equal(output(network), output(backbone))
+    assert differing(before, network.state_dict()) == set()
+    assert torch.equal(output(network), adapted)
+    with disabled(network, "second"):
+        assert torch.equal(output(network), middle)
+    remove_adapter(network)
+    assert torch.equal(output(network), middle)
+    remove_adapter(network)
+    assert torch.equal(output(network), output(backbone))
+
+
+def test_disabled_blocks_may_be_nested(backbone):
+    network = trained(backbone, also_train=["norm"])
+    adapted = output(network)
+    with disabled(network):
+        with disabled(network):
+            assert torch.equal(output(network), output(backbone))
+        assert torch.equal(output(network), output(backbone))
+    assert torch.equal(output(network), adapted)
+
+
+def test_disabled_classes_keep_their_place(punet):
+    network = taught(punet, PromptTuning("spleen"))
+    adapt(network, PromptTuning("pancreas"), name="pancreas")
+    adapted = output(network.eval())
+    with disabled(network):
+        assert network.active_classes == ["liver"]
+    with disabled(network, "spleen"):
+        assert network.active_classes == ["liver", "pancreas"]
+    assert network.active_classes == ["liver", "spleen", "pancreas"]
+    assert torch.equal(output(network), adapted)
+    network.active_classes = ["pancreas", "liver"]
+    with disabled(network):
+        assert network.active_classes == ["liver"]
+    assert network.active_classes == ["pancreas", "liver"]
+
+
+def test_a_merged_adapter_is_disabled_too(backbone):
+    network = merge(trained(backbone))
+    before, adapted = state_of(network), output(network)
+    with disabled(network):
+        assert torch.equal(output(network), output(backbone))
+    assert differing(before, network.state_dict()) == set()
+    assert torch.equal(output(network), adapted)
+
+
+def test_a_method_that_cannot_be_switched_off_says_so_and_changes_nothing(backbone):
+    network = trained(backbone, [RankOne("linear"), Unmergeable()], ["norm"])
+    before, adapted = state_of(network), output(network)
+    with pytest.raises(TypeError, match="Unmergeable cannot be switched off"), disabled(network):
+        pass
+    assert differing(before, network.state_dict()) == set()
+    assert torch.equal(output(network), adapted)
+
+
+def test_a_network_without_adapters_is_disabled_already(backbone):
+    with disabled(backbone):
+        assert output(backbone).isfinite().all()
+
+
+def test_the_fingerprint_in_the_header_is_plain_json(backbone, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    with safe_open(path, "pt") as file:
+        fingerprint = json.loads(file.metadata()["fingerprint"])
+    assert all(len(value) == 12 and int(value, 16) >= 0 for value in fingerprint.values())
