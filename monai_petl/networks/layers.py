@@ -16,7 +16,13 @@ __all__ = ["BatchNorm3d", "Conv3d", "upsample_like"]
 
 
 class Conv3d(nn.Conv3d):
-    """3D convolution with "same" padding for odd kernels; slices of depth one run as 2D images."""
+    """3D convolution with "same" padding for odd kernels; slices of depth one run as 2D images.
+
+    Attributes:
+        slices_as_images: set to ``False`` for the rounding of 3D kernels.
+    """
+
+    slices_as_images = True
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Sequence[int], stride: Sequence[int], bias: bool = True
@@ -26,7 +32,7 @@ class Conv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, (h, w, d), strides, padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != 1 or self.kernel_size[2] != 1:
+        if x.shape[-1] != 1 or self.kernel_size[2] != 1 or not self.slices_as_images:
             return super().forward(x)
         x = x.squeeze(-1).contiguous(memory_format=torch.channels_last)
         pad_h, pad_w = self.kernel_size[0] // 2, self.kernel_size[1] // 2

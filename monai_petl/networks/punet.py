@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from monai_petl.networks.caching import TensorCache
 from monai_petl.networks.heads import SimilarityHead
-from monai_petl.networks.layers import upsample
+from monai_petl.networks.layers import Conv3d, upsample
 from monai_petl.networks.prompt_attention import WindowAttention
 from monai_petl.networks.prompts import PromptBank
 from monai_petl.networks.published_attention import PublishedWindowAttention
@@ -127,6 +127,10 @@ class PUNet(nn.Module):
         self.prompt_depth = prompt_depth
         self.prompting = prompting
         self.body = PUNetBody(in_channels, channels, design_depth, attention)
+        if published:  # the sign of an activation near zero, and with it a gradient, can hang on the last bit
+            for module in self.body.modules():
+                if isinstance(module, Conv3d):
+                    module.slices_as_images = False
         self.prompts = PromptBank(
             self.body.blocks,
             tokens=tokens_per_class,

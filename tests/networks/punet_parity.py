@@ -72,6 +72,18 @@ def _class_tensor(network: PUNet, given: dict[str, Tensor], name: str) -> Tensor
     return torch.stack([torch.stack([given[f"prompt.{owner}.{b}.attn{i}.{part}"] for i in (0, 1)]) for b in blocks])
 
 
+def published_value(network: PUNet, name: str) -> Tensor:
+    """The value of the tensor that the fixture calls ``name``: a class's own one, or one of the body."""
+    if name.startswith("prompt."):
+        _, label, *rest = name.split(".")
+        prompts = network.prompts[label]
+        return prompts.head_tokens if rest == ["head_tokens"] else prompts.tokens[rest[0]][int(rest[1][-1])]
+    stage, rest_of_name = name.split(".", 1)
+    owner = network.body.stem if stage == "stem" else network.body.level(stage)
+    prefix = "attention." if rest_of_name.startswith("attn") else ""
+    return owner.state_dict()[prefix + rest_of_name]
+
+
 def gradient_of(network: PUNet, name: str) -> Tensor:
     """The gradient of the tensor that the fixture calls ``name``; of a shared one, the sum over the classes' copies."""
     if name.startswith("prompt."):
