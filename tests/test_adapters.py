@@ -63,11 +63,11 @@ def trained(backbone: nn.Module, method=None, also_train=(), name: str = "defaul
     return network.eval()
 
 
-def taught(backbone: PUNet, *methods: Method, also_train=()) -> PUNet:
+def taught(backbone: PUNet, *methods: Method, also_train=(), steps: int = 2) -> PUNet:
     """A copy of a PUNet that has learned one class, under the class's name."""
     name = methods[0].class_name
     network = adapt(copy.deepcopy(backbone), list(methods), also_train, name)
-    train_class(network, name, IMAGE)
+    train_class(network, name, IMAGE, steps=steps)
     return network.eval()
 
 
@@ -138,7 +138,7 @@ def test_a_saved_adapter_gives_equal_outputs_on_a_fresh_backbone(backbone, metho
 @pytest.mark.parametrize("arithmetic", ["corrected", "published"])
 def test_a_saved_class_gives_equal_outputs_on_a_fresh_backbone(methods, also_train, arithmetic, tmp_path):
     backbone = small_punet("liver", arithmetic=arithmetic).eval()
-    network = taught(backbone, *methods, also_train=also_train)
+    network = taught(backbone, *methods, also_train=also_train, steps=1)
     path = save_adapter(network, tmp_path / "spleen.safetensors")
     load_adapter(backbone, path)
     assert backbone.classes == ["liver", "spleen"]

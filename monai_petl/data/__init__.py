@@ -1,6 +1,13 @@
 """Data sets: phantoms to start with, data lists for bundles, checks, and conversion from other formats."""
 
-from monai_petl.data.check import CaseReport, DatasetReport, check_dataset, validate_cases
+from monai_petl.data.check import (
+    CaseReport,
+    DatasetReport,
+    check_dataset,
+    check_images,
+    check_training_data,
+    validate_cases,
+)
 from monai_petl.data.datalist import DataError, class_names, few_shot, load_datalist, require_data, split_cases
 from monai_petl.data.make import make_dataset
 from monai_petl.data.phantom import PHANTOM_CLASSES, make_phantom, make_phantom_dataset
@@ -11,6 +18,8 @@ __all__ = [
     "DataError",
     "DatasetReport",
     "check_dataset",
+    "check_images",
+    "check_training_data",
     "class_names",
     "few_shot",
     "load_datalist",

@@ -1,7 +1,7 @@
 """Checks of a data set: everything that would stop a training run, or spoil it without stopping it.
 
-:func:`check_dataset` reads every volume and reports; :func:`validate_cases` reads little and raises, so that a bundle's
-``run`` can begin with it.
+:func:`check_dataset` reads every volume and reports; the others read little and raise, so that a bundle's ``run`` can
+begin with them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from monai_petl.data.datalist import SECTIONS, Case, DataError, PathLike, class_names, load_datalist, unpaired_files
+from monai_petl.data.datalist import (
+    SECTIONS,
+    Case,
+    DataError,
+    PathLike,
+    class_names,
+    load_datalist,
+    require_data,
+    unpaired_files,
+)
 
-__all__ = ["CaseReport", "DatasetReport", "check_dataset", "validate_cases"]
+__all__ = ["CaseReport", "DatasetReport", "check_dataset", "check_images", "check_training_data", "validate_cases"]
 
 Grid = tuple[tuple[int, ...], NDArray[np.float64]]  # shape in voxels, affine from voxels to mm in RAS
 MOST_LISTED = 20  # rows or problems printed before "and n more"
@@ -134,12 +143,61 @@ def check_dataset(folder: PathLike) -> DatasetReport:
     return DatasetReport(str(root), classes, reports, problems)
 
 
-def validate_cases(datalist: Sequence[Mapping[str, object]], class_ids: Iterable[int] = ()) -> None:
+def check_training_data(
+    datalist: Sequence[Mapping[str, object]],
+    dataset_dir: PathLike,
+    classes: Iterable[str],
+    validation: Sequence[Mapping[str, object]] = (),
+) -> None:
+    """Stops before training or evaluation when the data cannot be used: the first thing in a bundle's ``run``.
+
+    Args:
+        datalist: cases to train on, or to evaluate on.
+        dataset_dir: the folder they were read from.
+        classes: names of the classes; each must be known to the data set and occur in a label of ``datalist``.
+        validation: further cases that are read, and need not hold every class.
+
+    Raises:
+        DataError: with a sentence for each problem: see :func:`monai_petl.data.require_data` and
+            :func:`validate_cases`; or a case has no label.
+    """
+    classes = list(classes)
+    require_data(datalist, dataset_dir, classes)
+    alone = [str(case["image"]) for case in (*datalist, *validation) if "label" not in case]
+    if alone:
+        raise DataError(
+            f"{alone[0]} has no label, and {len(alone)} cases in all have none; leave them out or label them"
+        )
+    ids = class_names(dataset_dir)
+    validate_cases(datalist, {name: ids[name] for name in classes})
+    validate_cases(validation)
+
+
+def check_images(datalist: Sequence[Mapping[str, object]], dataset_dir: PathLike, images: str | None = None) -> None:
+    """Stops before inference when there is no image, or one cannot be opened.
+
+    Args:
+        datalist: cases with ``image``.
+        dataset_dir: the folder they were read from.
+        images: the pattern of file names that they were found by, where it was not the folder.
+
+    Raises:
+        DataError: with a sentence for each problem, naming the file, the pattern or the folder.
+    """
+    cases = [{"image": case["image"]} for case in datalist]
+    if images is None:
+        require_data(cases, dataset_dir)
+    elif not cases:
+        raise DataError(f"no file matches images={images!r}; give a pattern such as 'folder/*.nii.gz', in quotes")
+    validate_cases(cases)
+
+
+def validate_cases(datalist: Sequence[Mapping[str, object]], class_ids: Iterable[int] | Mapping[str, int] = ()) -> None:
     """Stops before training when cases cannot be used. Reads headers, and labels only until every class has been seen.
 
     Args:
         datalist: cases with ``image`` and, where there is one, ``label``.
-        class_ids: label values of which each must occur in at least one label.
+        class_ids: label values of which each must occur in at least one label; with their names, for the message.
 
     Raises:
         DataError: with one sentence a problem, naming the file: missing or unreadable files, images that are not 3D,
@@ -151,7 +209,8 @@ def validate_cases(datalist: Sequence[Mapping[str, object]], class_ids: Iterable
         problems += found
         if "label" in case and not found:
             labels.append(str(case["label"]))
-    missing = set(class_ids)
+    names = {value: name for name, value in class_ids.items()} if isinstance(class_ids, Mapping) else {}
+    missing = set(names or class_ids)
     for label in labels:
         if not missing:
             break
@@ -160,7 +219,7 @@ def validate_cases(datalist: Sequence[Mapping[str, object]], class_ids: Iterable
         except DataError as error:
             problems.append(f"{label} {error}")
     if missing and not problems:
-        ids = ", ".join(map(str, sorted(missing)))
+        ids = ", ".join(f"{value} ({names[value]})" if value in names else str(value) for value in sorted(missing))
         problems.append(
             f"none of the {len(labels)} labels holds the label value {ids}: check the class names and the data"
         )

@@ -2,7 +2,7 @@
 
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.class_head import ClassHead
-from monai_petl.methods.prompt_tuning import PromptTuning
+from monai_petl.methods.prompt_tuning import PromptTuning, export_class
 from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, adapt_punet, keeps_body, punet_variant
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PUNetVariant",
     "PromptTuning",
     "adapt_punet",
+    "export_class",
     "keeps_body",
     "punet_variant",
 ]

@@ -5,16 +5,20 @@ M. Fischer, A. Bartler, B. Yang, "Prompt Tuning for Parameter-efficient Medical 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from monai_petl.adapt import Method, adapters_of
+from monai_petl.adapt import AdapterRecord, Method, adapters_of, named_tensors
+from monai_petl.adapters import save_adapter
 from monai_petl.networks import PUNet
 
-__all__ = ["PromptTuning", "class_replaced", "punet_of", "put_back"]
+__all__ = ["PromptTuning", "class_replaced", "export_class", "punet_of", "put_back"]
 
 Replaced = Sequence[tuple[nn.ModuleDict, int, nn.Module]]  # plain data: modules in it do not count as submodules
 
@@ -53,6 +57,35 @@ class PromptTuning(Method):
 
     def set_enabled(self, network: nn.Module, enabled: bool) -> None:
         punet_of(network, "PromptTuning").show(self.class_name, enabled)
+
+
+def export_class(
+    network: PUNet, class_name: str, path: str | os.PathLike, notes: Mapping[str, Any] | str | None = None
+) -> Path:
+    """Write any class of a network to an adapter file, a class of pre-training too.
+
+    The file is what :func:`monai_petl.save_adapter` writes after prompt tuning: :func:`monai_petl.load_adapter` adds the
+    class to every network with the same backbone.
+
+    Args:
+        network: a network with prompts for the class.
+        class_name: the class.
+        path: the ``.safetensors`` file.
+        notes: kept in the header.
+
+    Raises:
+        KeyError: the network has no prompts for the class.
+    """
+    records, prompts = adapters_of(network), network.prompts[class_name]
+    if class_name in records:
+        return save_adapter(network, path, notes, class_name)
+    prefix = f"prompts.classes.{class_name}."
+    method = PromptTuning(class_name, prompts.depth, own_background=prompts.background_tokens is not None)
+    records[class_name] = AdapterRecord([method], tensors=[n for n, _ in named_tensors(network) if n.startswith(prefix)])
+    try:
+        return save_adapter(network, path, notes, class_name)
+    finally:
+        del records[class_name]
 
 
 def punet_of(network: nn.Module, method: str) -> PUNet:

@@ -243,15 +243,15 @@ class PUNet(nn.Module):
 
     def _separate_margins(self, image: Tensor, names: tuple[str, ...]) -> Tensor:
         prepared, count = self._prepare(names), len(names)
-        rows = torch.arange(count, device=image.device).repeat(len(image))
+        rows = torch.arange(count, device=image.device).repeat(image.shape[0])
         embedding = self.body(image, _select(prepared.blocks, rows), passes=count)
         logits = self.head(embedding, prepared.head_tokens[rows])  # (B * classes, 2, h, w, D)
-        margins = (logits[:, 1] - logits[:, 0]).unflatten(0, (len(image), count))
+        margins = (logits[:, 1] - logits[:, 0]).unflatten(0, (image.shape[0], count))
         return self._enlarge(margins, image)
 
     def _joint_margins(self, image: Tensor, names: tuple[str, ...]) -> Tensor:
         prepared = self._prepare(names, joint=True)
-        rows = torch.zeros(len(image), dtype=torch.long, device=image.device)
+        rows = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
         embedding = self.body(image, _select(prepared.blocks, rows))
         logits = self.head(embedding, prepared.head_tokens[rows])  # (B, 1 + classes, h, w, D)
         backgrounds = logits.shape[1] - len(names)  # 1, or one a class

@@ -9,8 +9,8 @@ import torch
 from monai.networks.nets import UNet
 from torch import nn
 
-from monai_petl import adapt, remove_adapter, trainable_parameters
-from monai_petl.methods import ClassHead, PromptTuning
+from monai_petl import adapt, load_adapter, remove_adapter, trainable_parameters
+from monai_petl.methods import ClassHead, PromptTuning, export_class
 from monai_petl.networks import PUNet
 from tests.conftest import differing, small_punet, state_of, train_class
 
@@ -132,3 +132,16 @@ def test_mistakes_are_answered_with_a_sentence(method, error, says):
 def test_another_network_is_refused_by_name():
     with pytest.raises(TypeError, match=r"PromptTuning needs a monai_petl\.networks\.PUNet, got UNet"):
         adapt(UNet(2, 1, 2, (4, 8), (2,)), PromptTuning("liver"))
+
+
+def test_a_class_of_pretraining_is_exported_and_loads_into_another_network(tmp_path):
+    network = small_punet("liver", "spleen").eval()
+    path = export_class(network, "spleen", tmp_path / "spleen.safetensors")
+    other = small_punet("liver").eval()
+    other.load_state_dict({n: t for n, t in network.state_dict().items() if ".spleen." not in n})
+    load_adapter(other, path)
+    image = torch.randn(1, 1, 32, 32, 1)
+    with torch.no_grad():
+        assert torch.equal(other(image), network(image))
+    with pytest.raises(KeyError, match="unknown class 'kidney'"):
+        export_class(network, "kidney", tmp_path / "kidney.safetensors")

@@ -1,0 +1,59 @@
+"""Checkpoints from which a training run goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine
+from monai.handlers import CheckpointLoader, CheckpointSaver
+
+__all__ = ["ResumableTraining"]
+
+
+class ResumableTraining:
+    """MONAI's checkpoint saver and loader for a trainer and everything that belongs to its state.
+
+    The trainer itself (epoch and iteration) is part of the checkpoint; a config cannot say that, since a trainer's handlers
+    are built before it.
+
+    Args:
+        save_dir: folder of the checkpoint.
+        objects: name -> network, optimizer, scheduler, teacher, ...: what has a state.
+        interval: epochs between two checkpoints; the last one is kept.
+        file_prefix: beginning of the file's name.
+        resume_path: a checkpoint to go on from; ``None`` to start anew.
+        map_location: device to load to.
+
+    Raises:
+        FileNotFoundError: there is no file at ``resume_path``.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike,
+        objects: Mapping[str, Any],
+        interval: int = 1,
+        file_prefix: str = "",
+        resume_path: str | os.PathLike | None = None,
+        map_location: str | torch.device | None = None,
+    ) -> None:
+        if resume_path is not None and not Path(resume_path).is_file():
+            raise FileNotFoundError(f"resume_path names no checkpoint: {resume_path}")
+        self.save_dir, self.objects, self.interval = str(save_dir), dict(objects), interval
+        self.file_prefix, self.resume_path, self.map_location = file_prefix, resume_path, map_location
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        state = {**self.objects, "trainer": engine}
+        if self.resume_path is not None:
+            location = None if self.map_location is None else torch.device(self.map_location)
+            CheckpointLoader(str(self.resume_path), state, map_location=location).attach(engine)
+        if idist.get_rank() == 0:  # all processes load, one writes
+            CheckpointSaver(
+                self.save_dir, state, file_prefix=self.file_prefix, save_interval=self.interval, n_saved=1
+            ).attach(engine)
