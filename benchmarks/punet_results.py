@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -40,33 +41,60 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "slab_size": [48, 64, 1],
             "num_workers": 0,
             "cache_rate": 1.0,
-            "batch_size": 4,
         },
         "pretrain": {
             "teacher_size": [48, 64, 1],
             "student_sizes": [[48, 64, 1], [32, 48, 1]],
+            "batch_size": 4,
             "epochs": 10,
-            "epoch_length": 60,
-            "val_interval": 10,
+            "epoch_length": 50,
+            "val_interval": 5,
             "lr_schedule": "one_cycle",
             "body_lr": 1e-3,
             "prompt_lr": 5e-3,
         },
-        "adapt": {"new_class": "posterior hippocampus", "epochs": 5, "epoch_length": 30, "val_interval": 5, "lr": 5e-3},
-        "lr": {"full": 1e-3, "full_head": 1e-3, "scratch": 1e-3, "decoder": 1e-3},
+        "adapt": {"new_class": "posterior hippocampus", "batch_size": 2, "epochs": 4, "epoch_length": 25},
+    },
+    "ct": {
+        "both": {
+            "base_classes": ["vertebrae", "back_muscle", "gluteus", "hip_bone", "colon"],
+            "spacing": [3.0, 3.0, 3.0],
+            "intensity_window": [-200, 300],
+            "patch_size": [64, 112, 1],
+            "slab_size": [64, 112, 1],
+            "num_workers": 0,
+            "cache_rate": 1.0,
+        },
+        "pretrain": {
+            "teacher_size": [64, 112, 1],
+            "student_sizes": [[64, 112, 1], [48, 80, 1]],
+            "batch_size": 1,
+            "samples_per_volume": 4,
+            "epochs": 8,
+            "epoch_length": 50,
+            "val_interval": 99,
+            "lr_schedule": "one_cycle",
+            "body_lr": 1e-3,
+            "prompt_lr": 5e-3,
+        },
+        "adapt": {"new_class": "kidney", "batch_size": 1, "samples_per_volume": 4, "epochs": 4, "epoch_length": 25},
     },
 }
+LEARNING_RATES = {"full": 1e-3, "full_head": 1e-3, "scratch": 1e-3, "decoder": 1e-3}  # 5e-3 for all others
 
 
 def pretrain(setting: str, data: str, out: str, seed: int = 0, **overrides: Any) -> None:
     """Pre-train the backbone; writes OUT/bundle/models/model.pt and OUT/pretrain.json."""
     chosen, root = SETTINGS[setting], _bundle_copy(out)
     start = time.perf_counter()
-    workflow = _run(["pretrain.json"], root, data, {**chosen["both"], **chosen["pretrain"], "seed": seed, **overrides})
+    options = {**chosen["both"], **chosen["pretrain"], "seed": seed, **overrides}
+    workflow = _run(["pretrain.json"], root, data, options)
+    seconds = time.perf_counter() - start
+    validated = workflow.parser.get_parsed_content("validates")
     record = {
         "setting": setting,
-        "seconds": round(time.perf_counter() - start, 1),
-        "validation": float(workflow.parser.get_parsed_content("validate::evaluator").state.best_metric),
+        "seconds": round(seconds, 1),
+        "validation": validated and float(workflow.parser.get_parsed_content("validate::evaluator").state.best_metric),
         **_circumstances(),
         **overrides,
     }
@@ -81,21 +109,27 @@ def adapt(
     variants: tuple[str, ...] = tuple(PUNET_VARIANTS),
     counts: tuple[int | None, ...] = (3, 10, None),
     seeds: tuple[int, ...] = (0, 1, 2),
+    section: str = "test",
     **overrides: Any,
 ) -> None:
     """Teach the new class by every variant, with every number of labelled volumes and seed; appends to OUT/runs.jsonl."""
     chosen, root, log = SETTINGS[setting], _bundle_copy(out), Path(out) / "runs.jsonl"
-    done = {_key(json.loads(line)) for line in log.read_text().splitlines()} if log.exists() else set()
+
+    def done() -> set[tuple[str, int | None, int]]:  # several processes may fill one table
+        return {_key(json.loads(line)) for line in log.read_text().splitlines()} if log.exists() else set()
+
     for count in counts:
         for seed in seeds:
             for variant in variants:
-                if (variant, count, seed) in done:
+                if (variant, count, seed) in done():
                     continue
                 options = {**chosen["both"], **chosen["adapt"], "variant": variant, "num_labelled": count, "seed": seed}
-                if variant in chosen["lr"]:
-                    options["lr"] = chosen["lr"][variant]
-                options |= {"ckpt_dir": str(Path(out) / "adapted"), "pretrained_path": str(root / "models/model.pt")}
-                record = _adapt_once(root, data, {**options, **overrides})
+                options |= {"lr": LEARNING_RATES.get(variant, 5e-3), "val_interval": options["epochs"] + 1}
+                options |= {
+                    "ckpt_dir": str(Path(out).resolve() / f"adapted_{os.getpid()}"),
+                    "pretrained_path": str(root / "models/model.pt"),
+                }
+                record = _adapt_once(root, data, {**options, **overrides}, section)
                 with log.open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 print(json.dumps(record), flush=True)
@@ -120,7 +154,7 @@ def table(out: str) -> None:
         print(f"| {variant} | {rows[0]['trained']:,} | " + " | ".join(cells) + f" | {seconds:.0f} |")
 
 
-def _adapt_once(root: Path, data: str, options: dict[str, Any]) -> dict[str, Any]:
+def _adapt_once(root: Path, data: str, options: dict[str, Any], section: str) -> dict[str, Any]:
     shutil.rmtree(options["ckpt_dir"], ignore_errors=True)
     start = time.perf_counter()
     workflow = _run(["train.json"], root, data, options)
