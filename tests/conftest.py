@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,19 @@ def train_class(network: PUNet, name: str, image: Tensor, **options: Any) -> Non
     target = (image[:, 0] > 0.3).long()
     names = [name] * len(image)
     train(network, lambda: nn.functional.cross_entropy(network(image, names).logits, target), **options)
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """Without gradients and with all parameters frozen: torch chooses kernels by what requires a gradient, so that
+    networks of the same bits otherwise agree to rounding only."""
+    flags = [(p, p.requires_grad) for network in networks for p in network.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        yield
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
 
 
 def state_of(network: nn.Module) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from tests.conftest import (
     RankOne,
     SmallNet,
     differing,
+    frozen,
     shake_statistics,
     small_punet,
     state_of,
@@ -93,9 +94,14 @@ def everything(network: nn.Module) -> tuple:
     )
 
 
-@torch.no_grad()
 def output(network: nn.Module) -> Tensor:
-    return network(IMAGE if isinstance(network, PUNet) else X)
+    with frozen(network):
+        return network(IMAGE if isinstance(network, PUNet) else X)
+
+
+def margins_of(network: PUNet, name: str) -> Tensor:
+    with frozen(network):
+        return network.segment(IMAGE, [name])[:, 1]
 
 
 # round trips
@@ -473,16 +479,14 @@ def test_files_of_two_people_compose_into_one_network(punet, tmp_path):
     for name in ("spleen", "left kidney"):
         network = taught(punet, PromptTuning(name))
         paths.append(save_adapter(network, tmp_path / f"{name}.safetensors", notes=f"by the {name} group"))
-        with torch.no_grad():
-            expected.append(network.segment(IMAGE, [name])[:, 1])
-    with torch.no_grad():
-        liver = punet.segment(IMAGE, ["liver"])[:, 1]
-        for path in paths:
-            load_adapter(punet, path)
-        assert punet.classes == ["liver", "spleen", "left kidney"]
-        for name, margins in zip(punet.classes, (liver, *expected), strict=True):
-            assert torch.equal(punet.segment(IMAGE, [name])[:, 1], margins)
-        torch.testing.assert_close(punet(IMAGE), torch.stack([0 * liver, liver, *expected], 1), atol=1e-5, rtol=1e-5)
+        expected.append(margins_of(network, name))
+    liver = margins_of(punet, "liver")
+    for path in paths:
+        load_adapter(punet, path)
+    assert punet.classes == ["liver", "spleen", "left kidney"]
+    for name, margins in zip(punet.classes, (liver, *expected), strict=True):
+        assert torch.equal(margins_of(punet, name), margins)
+    torch.testing.assert_close(output(punet), torch.stack([0 * liver, liver, *expected], 1), atol=1e-5, rtol=1e-5)
     assert list(adapters_of(punet)) == ["spleen", "left kidney"]
 
 
@@ -490,9 +494,8 @@ def test_prompts_and_convolution_heads_of_two_people_compose(punet, tmp_path):
     prompted, headed = taught(punet, PromptTuning("spleen")), taught(punet, ClassHead("pancreas"))
     for network in (headed, prompted):
         load_adapter(punet, save_adapter(network, tmp_path / f"{network.classes[-1]}.safetensors"))
-    with torch.no_grad():
-        for name, network in (("spleen", prompted), ("pancreas", headed)):
-            assert torch.equal(punet.segment(IMAGE, [name]), network.segment(IMAGE, [name]))
+    for name, network in (("spleen", prompted), ("pancreas", headed)):
+        assert torch.equal(margins_of(punet, name), margins_of(network, name))
 
 
 def test_each_of_several_adapters_is_saved_on_its_own(punet, tmp_path):
@@ -506,9 +509,8 @@ def test_each_of_several_adapters_is_saved_on_its_own(punet, tmp_path):
     assert inspect_adapter(tmp_path / "first.safetensors")["class_names"] == ["spleen"]
     load_adapter(punet, tmp_path / "last.safetensors")
     load_adapter(punet, tmp_path / "first.safetensors")
-    with torch.no_grad():
-        for name in ("spleen", "pancreas", "liver"):
-            assert torch.equal(punet.segment(IMAGE, [name]), network.segment(IMAGE, [name]))
+    for name in ("spleen", "pancreas", "liver"):
+        assert torch.equal(margins_of(punet, name), margins_of(network, name))
 
 
 def test_a_class_that_belongs_to_an_adapter_is_not_taken_over_by_another(punet, tmp_path):

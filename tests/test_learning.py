@@ -28,7 +28,11 @@ def scenes(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     masks = {"square": (torch.maximum(down, across) <= 5)}
     down, across = distances()
     masks["sphere"] = down**2 + across**2 <= 36
-    image = 0.3 * torch.randn(BATCH, SIZE, SIZE, generator=generator) - masks["square"].float() + 2 * masks["sphere"].float()
+    image = (
+        0.3 * torch.randn(BATCH, SIZE, SIZE, generator=generator)
+        - masks["square"].float()
+        + 2 * masks["sphere"].float()
+    )
     return image[:, None, ..., None], {name: mask[:, None, ..., None].long() for name, mask in masks.items()}
 
 

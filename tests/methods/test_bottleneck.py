@@ -38,7 +38,7 @@ def test_the_reduction_sets_the_width(reduction):
 )
 @torch.no_grad()
 def test_the_start_is_the_backbone_bit_for_bit(arithmetic, partition):
-    network = small_punet("a", arithmetic=arithmetic, partition=partition).eval()
+    network = small_punet("a", arithmetic=arithmetic, partition=partition).eval().requires_grad_(False)
     before = network(IMAGE)
     adapt(network, BottleneckAdapters())
     assert torch.equal(network(IMAGE), before)
@@ -46,7 +46,7 @@ def test_the_start_is_the_backbone_bit_for_bit(arithmetic, partition):
 
 @torch.no_grad()
 def test_the_published_random_start_is_not_the_backbone():
-    network = small_punet("a").eval()
+    network = small_punet("a").eval().requires_grad_(False)
     before = network(IMAGE)
     adapt(network, BottleneckAdapters(identity=False))
     assert not torch.allclose(network(IMAGE), before, atol=1e-3)
@@ -60,7 +60,7 @@ def test_the_adapters_learn_and_the_body_stays():
 
 
 def test_disabled_and_removed_adapters_leave_the_backbone():
-    network = small_punet("a").eval()
+    network = small_punet("a").eval().requires_grad_(False)
     with torch.no_grad():
         before = network(IMAGE)
     adapt(network, BottleneckAdapters())

@@ -29,7 +29,7 @@ def test_the_head_learns_with_its_statistics_and_the_rest_stays():
 
 
 def test_other_classes_stay_bit_identical():
-    network = small_punet("a", "b").eval()
+    network = small_punet("a", "b").eval().requires_grad_(False)
     with torch.no_grad():
         before = network.segment(IMAGE, ["a", "b"])
     adapt(network, ClassHead("c"))
@@ -49,7 +49,7 @@ def test_no_prompts_are_used():
 
 
 def test_the_head_takes_the_place_of_prompts_until_it_is_removed():
-    network = small_punet("a", "b").eval()
+    network = small_punet("a", "b").eval().requires_grad_(False)
     with torch.no_grad():
         before = network(IMAGE)
         adapt(network, ClassHead("a"))

@@ -12,7 +12,7 @@ from torch import nn
 from monai_petl import adapt, load_adapter, remove_adapter, trainable_parameters
 from monai_petl.methods import ClassHead, PromptTuning, export_class
 from monai_petl.networks import PUNet
-from tests.conftest import differing, small_punet, state_of, train_class
+from tests.conftest import differing, frozen, small_punet, state_of, train_class
 
 IMAGE = torch.linspace(-9, 9, 2 * 32 * 32).view(2, 1, 32, 32, 1).sin()
 
@@ -64,7 +64,7 @@ def test_training_lowers_the_loss_of_the_class():
 
 
 def test_adding_and_training_a_class_leaves_all_other_logits_bit_identical():
-    network = small_punet("a", "b").eval()
+    network = small_punet("a", "b").eval().requires_grad_(False)
     with torch.no_grad():
         before = network.segment(IMAGE, ["a", "b"]), network(IMAGE, ["b", "a"]).logits
     for name in ("c", "d"):
@@ -89,7 +89,7 @@ def test_more_than_ten_classes_can_be_taught_one_after_another():
 
 
 def test_a_class_may_start_from_another_one():
-    network = small_punet("left kidney").eval()
+    network = small_punet("left kidney").eval().requires_grad_(False)
     adapt(network, PromptTuning("right kidney", init="copy:left kidney"))
     with torch.no_grad():
         out = network(IMAGE)
@@ -108,7 +108,7 @@ def test_prompts_take_the_place_of_a_convolution_head_until_they_are_removed():
     train_class(twin, "b", IMAGE, steps=1)
     remove_adapter(twin, "prompts")
     assert list(twin.heads) == ["b"]
-    with torch.no_grad():
+    with frozen(twin, network):
         assert torch.equal(twin.eval()(IMAGE), network(IMAGE))
 
 

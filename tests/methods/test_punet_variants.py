@@ -10,7 +10,7 @@ import torch
 from monai_petl import adapt, load_adapter, remove_adapter, save_adapter, summary
 from monai_petl.methods import PUNET_VARIANTS, punet_variant
 from monai_petl.networks import PUNet
-from tests.conftest import differing, small_punet, state_of, train_class
+from tests.conftest import differing, frozen, small_punet, state_of, train_class
 
 IMAGE = torch.linspace(-9, 9, 2 * 32 * 32).view(2, 1, 32, 32, 1).sin()
 BODY = 6_758_304
@@ -71,12 +71,12 @@ def test_a_step_changes_what_trains_and_nothing_else(variant):
 
 @pytest.mark.parametrize("variant", PUNET_VARIANTS)
 def test_keeping_the_body_means_that_other_classes_are_bit_identical(variant):
-    network = small_punet("old").eval()
+    network = small_punet("old").eval().requires_grad_(False)
     with torch.no_grad():
         before = network.segment(IMAGE, ["old"])
     adapted(network, variant)
     train_class(network, "new", IMAGE, steps=1)
-    with torch.no_grad():
+    with frozen(network):
         same = torch.equal(network.eval().segment(IMAGE, ["old"]), before)
     assert same == punet_variant(variant, "new").keeps_body
 
@@ -88,11 +88,12 @@ def test_every_variant_can_be_saved_loaded_and_removed(variant, tmp_path):
     train_class(network, "new", IMAGE, steps=1)
     network.eval()
     fresh = load_adapter(copy.deepcopy(backbone), save_adapter(network, tmp_path / "new.safetensors")).eval()
-    with torch.no_grad():
+    with frozen(fresh, network):
         assert torch.equal(fresh(IMAGE), network(IMAGE))
-        remove_adapter(network)
-        assert differing(state_of(backbone), network.state_dict()) == set()
-        assert torch.equal(network.eval()(IMAGE), backbone(IMAGE))
+    remove_adapter(network)
+    assert differing(state_of(backbone), network.state_dict()) == set()
+    with frozen(network.eval(), backbone):
+        assert torch.equal(network(IMAGE), backbone(IMAGE))
 
 
 def test_only_training_from_scratch_ignores_the_pretrained_weights():

@@ -233,14 +233,14 @@ def test_adding_a_class_leaves_the_logits_of_the_others_bit_identical(any_arithm
 
 @pytest.mark.parametrize("arithmetic", ["corrected", "published"])
 def test_training_a_class_leaves_the_logits_of_all_others_bit_identical(arithmetic, tmp_path):
-    network = small_punet("liver", "spleen", arithmetic=arithmetic).eval()
+    network = small_punet("liver", "spleen", arithmetic=arithmetic).eval().requires_grad_(False)
     backbone, image = copy.deepcopy(network), image_of(2)
     with torch.no_grad():
         before = network.segment(image, ["liver", "spleen"])
     adapt(network, PromptTuning("pancreas"))
     start = {n: t.clone() for n, t in network.prompts["pancreas"].state_dict().items()}
     train_class(network, "pancreas", image, weight_decay=0.1)
-    network.eval()
+    network.eval().requires_grad_(False)
     trained = network.prompts["pancreas"].state_dict()
     assert all(not torch.equal(tensor, trained[name]) for name, tensor in start.items())
     with torch.no_grad():

@@ -1,0 +1,319 @@
+"""The bundle at work on phantoms: pre-training, every variant, evaluation, inference, resuming, several processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+
+from monai_petl import inspect_adapter
+from monai_petl.methods import PUNET_VARIANTS, keeps_body
+from tests.bundles.helpers import (
+    PRETRAINING,
+    TRAINING,
+    Trained,
+    command,
+    config_files,
+    copy_bundle,
+    files_below,
+    parsed,
+    run,
+    run_workflow,
+    state_in,
+    workflow,
+)
+
+MISSING_PACKAGE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "monai_petl":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def last_loss(trained: Any) -> float:
+    """The loss of the last training step."""
+    output = parsed(trained, "train::trainer").state.output
+    return (output[0] if isinstance(output, list) else output)["loss"].item()
+
+
+def learnt(data: Path, trained: Trained, tmp_path: Path, **overrides: Any) -> Any:
+    """Train on the weights of another run, writing to ``tmp_path``."""
+    return run("train", tmp_path, data, pretrained_path=str(trained.model), **overrides)
+
+
+# Pre-training
+
+
+@pytest.mark.parametrize("mode", ["self", "segmentation", "both"])
+def test_pretraining_in_every_mode_gives_a_model_of_the_base_classes(mode: str, tmp_path: Path, data: Path) -> None:
+    flow = run("pretrain", copy_bundle(tmp_path), data, mode=mode, epochs=1)
+    assert math.isfinite(last_loss(flow))
+    terms = {name for name in ("segmentation_loss", "cpa_loss") if name in parsed(flow, "train::trainer").state.output}
+    wanted = {"self": {"cpa_loss"}, "segmentation": {"segmentation_loss"}}
+    assert terms == wanted.get(mode, {"cpa_loss", "segmentation_loss"})
+    state = state_in(Path(parsed(flow, "ckpt_path")))
+    assert any(name.startswith("prompts.classes.spleen.") for name in state)
+
+
+def test_pretraining_without_validation_cases_keeps_the_last_state(tmp_path: Path, data: Path) -> None:
+    flow = run("pretrain", tmp_path, data, epochs=1, **{"validate::datalist": []})
+    state, network = state_in(tmp_path / "models" / "model.pt"), parsed(flow, "network_def").state_dict()
+    assert all(torch.equal(tensor, network[name]) for name, tensor in state.items())
+
+
+@pytest.mark.slow
+def test_default_network_trains_through_the_bundle(tmp_path: Path, data: Path) -> None:
+    default = {"channels": [32, 64, 128, 256, 384], "tokens_per_class": 16, "epochs": 1, "epoch_length": 1}
+    run("pretrain", tmp_path, data, batch_size=1, student_sizes=[[32, 32, 1]], **default)
+    flow = run("train", tmp_path, data, **default)
+    trained = [p for p in parsed(flow, "adapted_network").parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == 57_344
+    assert inspect_adapter(tmp_path / "models/adapters/kidney.safetensors")["bytes"] < 300_000
+
+
+# Learning a class
+
+
+@pytest.mark.parametrize("variant", PUNET_VARIANTS)
+def test_every_variant_trains_and_evaluates_to_what_validation_found(
+    variant: str, tmp_path: Path, data: Path, pretrained: Trained
+) -> None:
+    flow = learnt(data, pretrained, tmp_path, variant=variant, lr=0.02)
+    assert math.isfinite(last_loss(flow))
+    best = parsed(flow, "validate::evaluator").state.best_metric
+    assert (tmp_path / "models" / "model.pt").exists() == keeps_body(variant)
+    ckpt_path = tmp_path / "models" / "model.pt" if keeps_body(variant) else pretrained.model
+    evaluation = run("evaluate", tmp_path, data, ckpt_path=str(ckpt_path))
+    found = parsed(evaluation, "validate::evaluator").state.metrics["val_mean_dice"]
+    assert found == pytest.approx(best, abs=1e-4)
+    assert (tmp_path / "eval" / "metrics.csv").is_file()
+
+
+def test_prompt_tuning_leaves_every_frozen_tensor_as_it_was(pretrained: Trained, tuned: Trained) -> None:
+    before, after = state_in(pretrained.model), state_in(tuned.model)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    added = after.keys() - before.keys()
+    assert added
+    assert all(name.startswith("prompts.classes.kidney.") for name in added)
+
+
+def test_adapter_file_notes_how_it_was_trained(tmp_path: Path, data: Path, pretrained: Trained) -> None:
+    learnt(data, pretrained, tmp_path, num_labelled=1, epochs=1)
+    notes = inspect_adapter(tmp_path / "models/adapters/kidney.safetensors")["notes"]
+    assert notes["labelled_volumes"] == 1
+    assert notes["variant"] == "prompt"
+    assert "val_mean_dice" in notes
+
+
+def test_training_goes_on_where_it_stopped(tmp_path: Path, data: Path, pretrained: Trained) -> None:
+    settings = {"pretrained_path": str(pretrained.model), "epochs": 3}
+    flow = workflow("train", tmp_path, data, **settings)
+    flow.initialize()
+    trainer = parsed(flow, "train::trainer")
+    trainer.add_event_handler(Events.EPOCH_STARTED(once=3), trainer.terminate)
+    run_workflow(flow)
+    [checkpoint] = (tmp_path / "eval" / "checkpoints").glob("*.pt")
+    assert "epoch=2" in checkpoint.name
+    flow = workflow("train", tmp_path, data, **settings, resume_path=str(checkpoint))
+    flow.initialize()
+    epochs: list[int] = []
+    trainer = parsed(flow, "train::trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: epochs.append(engine.state.epoch))
+    run_workflow(flow)
+    assert epochs == [3]
+    assert parsed(flow, "lr_scheduler").last_epoch == 3 * TRAINING["epoch_length"]
+
+
+def test_pretraining_goes_on_with_its_teacher(tmp_path: Path, data: Path) -> None:
+    run("pretrain", tmp_path, data, epochs=1)
+    [checkpoint] = (tmp_path / "eval" / "checkpoints").glob("*.pt")
+    saved = state_in(checkpoint)
+    flow = workflow("pretrain", tmp_path, data, epochs=1, resume_path=str(checkpoint))
+    run_workflow(flow)  # nothing is left to do
+    teacher = parsed(flow, "teacher").state_dict()
+    assert all(torch.equal(tensor, teacher[name]) for name, tensor in saved["teacher"].items())
+
+
+# Inference
+
+
+def segmentations(folder: Path) -> dict[str, nib.Nifti1Image]:
+    return {path.name: nib.load(path) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_inference_writes_one_label_map_a_case_on_the_grid_of_the_image(
+    tmp_path: Path, data: Path, tuned: Trained
+) -> None:
+    classes = ["liver", "spleen", "kidney"]
+    run("inference", tuned.bundle, data, class_names=classes, output_dir=str(tmp_path))
+    images = sorted((data / "imagesTs").iterdir())
+    found = segmentations(tmp_path)
+    assert list(found) == [image.name.replace(".nii.gz", "_seg.nii.gz") for image in images]
+    for image, segmentation in zip(map(nib.load, images), found.values(), strict=True):
+        assert segmentation.shape == image.shape
+        np.testing.assert_allclose(segmentation.affine, image.affine, atol=1e-4)
+        values = np.asarray(segmentation.dataobj)
+        assert np.issubdtype(values.dtype, np.integer)
+        assert set(np.unique(values)) <= set(range(len(classes) + 1))
+
+
+def test_inference_on_an_oblique_image_of_another_orientation_keeps_its_grid(tmp_path: Path, tuned: Trained) -> None:
+    angle = 0.3
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-7.0, 6.0, 9.0])
+    affine[:3, 3] = 10, -20, 30
+    voxels = np.random.default_rng(0).integers(-900, 900, (37, 29, 5)).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
+    overrides = {"class_names": ["kidney"], "output_dir": str(tmp_path / "out"), "images": str(tmp_path / "*.nii.gz")}
+    run("inference", tuned.bundle, tmp_path, **overrides)
+    [segmentation] = segmentations(tmp_path / "out").values()
+    assert segmentation.shape == voxels.shape
+    np.testing.assert_allclose(segmentation.affine, affine, atol=1e-4)
+
+
+def test_adapters_of_two_trainings_are_composed(
+    tmp_path: Path, data: Path, pretrained: Trained, tuned: Trained
+) -> None:
+    learnt(data, pretrained, tmp_path, new_class="aorta", epochs=1)
+    adapters = {
+        "aorta": str(tmp_path / "models" / "adapters" / "aorta.safetensors"),
+        "kidney": str(tuned.bundle / "models" / "adapters" / "kidney.safetensors"),
+    }
+    image = torch.randn(2, 1, 32, 32, 1)
+    margins = {}
+    for name, classes in {"all": ["liver", "kidney", "aorta"], "kidney": ["kidney"], "aorta": ["aorta"]}.items():
+        flow = run(
+            "inference",
+            pretrained.bundle,
+            data,
+            class_names=classes,
+            adapters={name: file for name, file in adapters.items() if name in classes},
+            adapter_dir=str(tmp_path / "none"),
+            output_dir=str(tmp_path / name),
+        )
+        assert len(segmentations(tmp_path / name)) == 2
+        with torch.no_grad():
+            margins[name] = parsed(flow, "network").eval()(image)
+    assert margins["all"].shape[1] == 4
+    torch.testing.assert_close(margins["all"][:, 2], margins["kidney"][:, 1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(margins["all"][:, 3], margins["aorta"][:, 1], atol=1e-5, rtol=0)
+    assert not torch.equal(margins["kidney"], margins["aorta"])
+
+
+def test_evaluation_of_base_classes_and_new_class_on_the_test_section(
+    tmp_path: Path, data: Path, tuned: Trained
+) -> None:
+    overrides = {"eval_classes": ["spleen", "kidney", "liver"], "eval_section": "test", "output_dir": str(tmp_path)}
+    flow = run("evaluate", tuned.bundle, data, **overrides)
+    assert 0 <= parsed(flow, "validate::evaluator").state.metrics["val_mean_dice"] <= 1
+    rows = (tmp_path / "val_mean_dice_raw.csv").read_text().splitlines()
+    assert len(rows) == 3  # a head and two cases
+    assert [len(row.replace(",", "\t").split("\t")) for row in rows] == [5, 5, 5]  # file, three classes, mean
+
+
+# Commands
+
+
+def test_every_command_runs_from_a_foreign_folder(
+    tmp_path: Path, data: Path, pretrained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign, bundle = tmp_path / "elsewhere", copy_bundle(tmp_path)
+    foreign.mkdir()
+    monkeypatch.chdir(foreign)
+    run("pretrain", bundle, data, epochs=1)
+    run("train", bundle, data, epochs=1)
+    run("evaluate", bundle, data)
+    run("inference", bundle, data, class_names=["liver", "spleen", "kidney"])
+    assert not files_below(foreign)
+    made = {path.name for path in files_below(bundle / "models", bundle / "eval")}
+    assert {"model.pt", "kidney.safetensors", "metrics.csv"} <= made
+
+
+def test_paths_follow_the_bundles_folder_when_run_inside_it(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = copy_bundle(tmp_path)
+    shutil.copytree(data, bundle / "data")
+    monkeypatch.chdir(bundle)
+    run("pretrain", Path("."), Path("data"), epochs=1)
+    assert (bundle / "models" / "model.pt").is_file()
+
+
+def in_two_processes(config: str, settings: dict[str, Any], bundle: Path, data: Path, cwd: Path) -> None:
+    names = [Path(file).name for file in (*config_files(bundle, config), f"multi_gpu_{config}.json")]
+    files = [str(bundle / "configs" / name) for name in names]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
+    overrides = {**settings, "config_file": files, "bundle_root": bundle, "dataset_dir": data}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command(*torchrun, **overrides), cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path: Path, data: Path) -> None:
+    bundle = copy_bundle(tmp_path)
+    in_two_processes("pretrain", {**PRETRAINING, "epochs": 1}, bundle, data, tmp_path)
+    assert [path.name for path in files_below(bundle / "models")] == ["model.pt"]
+    assert len(list((bundle / "eval" / "checkpoints").iterdir())) == 1
+    before = state_in(bundle / "models" / "model.pt")
+    in_two_processes("train", {**TRAINING, "epochs": 1}, bundle, data, tmp_path)
+    names = {path.name for path in files_below(bundle / "models")}
+    assert names == {"model.pt", "kidney.safetensors"}
+    after = state_in(bundle / "models" / "model.pt")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+ENTRY_POINTS = """
+import sys, traceback
+from monai.bundle import ckpt_export, load, run, verify_net_in_out
+bundle = sys.argv[1]
+config, meta = f"{bundle}/configs/inference.json", f"{bundle}/configs/metadata.json"
+entries = {
+    "run": lambda: run(config_file=config),
+    "train": lambda: run(config_file=f"{bundle}/configs/train.json"),
+    "verify": lambda: verify_net_in_out("network_def", config_file=config, meta_file=meta),
+    "export": lambda: ckpt_export("network_def", "model.ts", f"{bundle}/models/model.pt", meta, config),
+    "load": lambda: load("punet_ct_segmentation", bundle_dir=f"{bundle}/.."),
+}
+for name, entry in entries.items():
+    print("ENTRY", name)
+    try:
+        entry()
+        print("no error")
+    except Exception:
+        print(traceback.format_exc())
+run(config_file=config)
+"""
+
+
+@pytest.mark.slow
+def test_without_the_package_every_entry_point_says_what_to_install(tmp_path: Path, pretrained: Trained) -> None:
+    (tmp_path / "sitecustomize.py").write_text(MISSING_PACKAGE)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "-c", ENTRY_POINTS, str(pretrained.bundle)]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    parts = done.stdout.split("ENTRY ")[1:]
+    assert [part.split()[0] for part in parts] == ["run", "train", "verify", "export", "load"], done.stderr
+    for part in parts:
+        assert "monai_petl" in part, part
+        assert "pip install monai-petl" in part, part
+        assert "no error" not in part, part
+    assert done.returncode != 0
+    assert "pip install monai-petl" in done.stderr

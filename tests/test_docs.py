@@ -1,0 +1,242 @@
+"""The documentation keeps its word: links and paths exist, examples run, commands and tables fit configs and code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from monai_petl import Method, summary
+from monai_petl.data import make_dataset
+from monai_petl.demo import demo
+from monai_petl.methods import PUNET_VARIANTS, adapt_punet
+from monai_petl.networks import PUNet
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLE = ROOT / "bundles" / "punet_ct_segmentation"
+CARD = BUNDLE / "docs" / "README.md"
+PUNET_PAGE = ROOT / "docs" / "methods" / "punet.md"
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("bundles/*/docs/*.md"),
+    *ROOT.glob("benchmarks/*.md"),
+]
+GENERATED = ("docs/figures/demo.png", "docs/results.md", "benchmarks/README.md")  # made by runs; may be absent
+RUNS_IN = {ROOT / "README.md": ROOT, CARD: BUNDLE, PUNET_PAGE: BUNDLE, ROOT / "docs" / "data.md": ROOT}
+EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE]
+PLACES = ("monai_petl/", "bundles/", "docs/", "tests/", "benchmarks/", "configs/")
+RUN_ARGUMENTS = {"config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id", "tracking"}
+EXPORT_ARGUMENTS = {"net_id", "filepath", "ckpt_file", "meta_file", "config_file", "use_trace", "input_shape"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture(params=DOCUMENTS, ids=name_of)
+def document(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def prose(document: Path) -> str:
+    """The text without fenced blocks."""
+    return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), flags=re.M | re.S)
+    return [text for name, text in fenced if name == language]
+
+
+def is_there(path: Path) -> bool:
+    return path.exists() or (path.is_relative_to(ROOT) and name_of(path) in GENERATED)
+
+
+# links and names
+
+
+def test_every_relative_link_leads_somewhere(document):
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(document))
+    for target in links:
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (document.parent / file).resolve() if file else document
+        assert is_there(path), f"{name_of(document)}: {target}"
+        if anchor and path.suffix == ".md":
+            assert anchor in anchors(path), f"{name_of(document)}: {target}"
+
+
+def anchors(document: Path) -> set[str]:
+    """Anchors of the headings, as repository sites and MkDocs make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_path_in_the_text_exists(document):
+    for code in re.findall(r"`([^`\n]+)`", prose(document)):
+        if not code.startswith(PLACES) or not re.fullmatch(r"[\w./-]+", code):
+            continue
+        places = (ROOT, document.parent, BUNDLE)
+        assert any(is_there((place / code).resolve()) for place in places), f"{name_of(document)}: {code}"
+
+
+def test_every_name_of_the_package_in_the_text_exists(document):
+    for code in re.findall(r"`(monai_petl(?:\.\w+)+)`", prose(document)):
+        module, _, attribute = code.rpartition(".")
+        found = hasattr(importlib.import_module(module), attribute)
+        assert found or importlib.util.find_spec(code), f"{name_of(document)}: {code}"
+
+
+def test_every_test_in_the_text_exists(document):
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", prose(document)):
+        assert f"def {name}(" in sources, f"{name_of(document)}: {name}"
+
+
+# examples
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
+def test_python_examples_run(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Method, "registry", dict(Method.registry))
+    source = blocks(example, "python")
+    assert source
+    Path("example.py").write_text("\n".join(source))
+    runpy.run_path("example.py", run_name="example")
+
+
+# commands
+
+
+def commands() -> Iterator[tuple[str, Path, list[str]]]:
+    """Every command of the package or of a bundle: document, folder in which it is run, words after the module."""
+    for document, folder in RUNS_IN.items():
+        for block in blocks(document, ""):
+            for line in block.replace("\\\n", " ").splitlines():
+                match = re.search(r"-m (monai\.bundle|monai_petl) .*", line)
+                if match:
+                    yield name_of(document), folder, shlex.split(match[0])[1:]
+
+
+COMMANDS = list(commands())
+
+
+def of(module: str, verb: str) -> list[tuple[str, Path, list[str]]]:
+    return [(d, f, words) for d, f, words in COMMANDS if words[:2] == [module, verb]]
+
+
+def options(words: list[str]) -> dict[str, str]:
+    names = [word.removeprefix("--") for word in words[2:] if word.startswith("--")]
+    values = {words[i].removeprefix("--"): words[i + 1] for i in range(len(words) - 1) if words[i].startswith("--")}
+    return {name: values.get(name, "") for name in names}
+
+
+def config_of(folder: Path, value: str) -> dict[str, object]:
+    files = [part.strip("[]' ") for part in value.split(",")]
+    merged: dict[str, object] = {}
+    for file in files:
+        merged |= json.loads((folder / file).read_text())
+    return merged
+
+
+def test_documents_show_all_workflows():
+    verbs = {tuple(words[:2]) for _, _, words in COMMANDS}
+    assert ("monai.bundle", "run") in verbs
+    assert ("monai_petl", "adapter") in verbs
+    used = " ".join(" ".join(words) for _, _, words in COMMANDS)
+    for config in BUNDLE.glob("configs/*.json"):
+        assert config.name in used, config.name
+
+
+@pytest.mark.parametrize(("document_name", "folder", "words"), of("monai.bundle", "run"))
+def test_bundle_commands_name_files_and_ids_that_exist(document_name, folder, words):
+    given = options(words)
+    config = config_of(folder, given["config_file"])
+    for name in given.keys() - RUN_ARGUMENTS:
+        assert name in config, f"{document_name}: {' '.join(words)}: no id {name!r}"
+    if "bundle_root" in given:
+        assert (folder / given["bundle_root"]).resolve() == BUNDLE
+
+
+@pytest.mark.parametrize(("document_name", "folder", "words"), of("monai.bundle", "ckpt_export"))
+def test_export_commands_name_files_and_ids_that_exist(document_name, folder, words):
+    given = options(words)
+    assert given.keys() <= EXPORT_ARGUMENTS, document_name
+    assert given["net_id"] in config_of(folder, given["config_file"])
+    assert (folder / given["meta_file"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("document_name", "folder", "words"), [entry for entry in COMMANDS if entry[2][0] == "monai_petl"]
+)
+def test_package_commands_have_verbs_and_options_that_exist(document_name, folder, words):
+    given = options(words)
+    if words[1] == "summary":
+        assert given.keys() <= {"json", *config_of(folder, f"{words[2]}/configs/train.json")}, document_name
+    elif words[1] == "demo":
+        assert given.keys() <= inspect.signature(demo).parameters.keys(), document_name
+    elif words[1:3] == ["data", "make"]:
+        assert given.keys() <= inspect.signature(make_dataset).parameters.keys(), document_name
+    else:
+        assert words[1:3] in (["adapter", "inspect"], ["data", "check"]), document_name
+        assert given.keys() <= {"json"}
+
+
+# tables
+
+
+def rows(document: Path, heading: str) -> list[list[str]]:
+    """Cells of the tables under a heading, up to the next one of the same or a higher level."""
+    level = heading.split(" ")[0]
+    text = document.read_text().split(f"\n{heading}\n", 1)[1]
+    text = re.split(rf"^#{{1,{len(level)}}} ", text, maxsplit=1, flags=re.M)[0]
+    lines = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+@pytest.mark.parametrize("config", ["train.json", "pretrain.json", "evaluate.json", "inference.json"])
+def test_tables_of_options_show_the_ids_and_defaults_of_the_configs(config):
+    written = json.loads((BUNDLE / "configs" / config).read_text())
+    table = rows(CARD, f"### `configs/{config}`")
+    assert table
+    for name, default, _ in table:
+        assert name.strip("`") in written, f"{config} has no id {name}"
+        assert json.loads(default.strip("`")) == written[name.strip("`")], f"{config}: default of {name}"
+
+
+def test_pretraining_has_the_ids_that_the_model_card_says_it_shares_with_training():
+    pretraining = json.loads((BUNDLE / "configs" / "pretrain.json").read_text())
+    section = CARD.read_text().split("### `configs/pretrain.json`\n")[1]
+    missing = set(re.findall(r"`(\w+)`", section.split("New or different")[0]))
+    different = {row[0] for row in rows(CARD, "### `configs/pretrain.json`")}
+    for name, default, _ in rows(CARD, "### `configs/train.json`"):
+        if name.strip("`") in missing:
+            assert name.strip("`") not in pretraining
+        elif name not in different:
+            assert json.loads(default.strip("`")) == pretraining[name.strip("`")], name
+
+
+def test_the_table_of_variants_is_complete_and_its_counts_are_right():
+    table = {row[0].strip("`"): row for row in rows(CARD, "## Network and method")}
+    assert list(table) == list(PUNET_VARIANTS)
+    for variant, row in table.items():
+        trained = summary(adapt_punet(PUNet(classes=("liver",)), variant, "kidney")).trainable
+        assert row[2] == f"{trained:,}", variant
+
+
+def test_the_page_of_punet_has_the_counts_of_its_blocks():
+    body = PUNet().body
+    for name, _, count in rows(PUNET_PAGE, "## Shapes"):
+        block = name.strip("`")
+        assert count == f"{sum(p.numel() for p in body.level(block).parameters()):,}", block
