@@ -22,5 +22,9 @@ test: env
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+docs: env
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
 	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
