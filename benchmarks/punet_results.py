@@ -80,7 +80,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "adapt": {"new_class": "kidney", "batch_size": 1, "samples_per_volume": 4, "epochs": 4, "epoch_length": 25},
     },
 }
-LEARNING_RATES = {"full": 1e-3, "full_head": 1e-3, "scratch": 1e-3, "decoder": 1e-3}  # 5e-3 for all others
+PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
+TUNING: dict[str, dict[str, Any]] = {  # learning rates chosen on the validation split of hippocampus, 10 volumes
+    **dict.fromkeys(PUNET_VARIANTS, PROMPTS),
+    "prompt_bias": {"lr": 2e-2, "prompt_init": "mean"},
+    "head": {"lr": 1e-1},
+    "bias": {"lr": 2e-2},
+    "adapter": {"lr": 5e-3},
+    "decoder": {"lr": 1e-3},
+    "full": {"lr": 1e-3, "prompt_init": "mean"},
+    "full_head": {"lr": 1e-3},
+    "scratch": {"lr": 1e-3},
+}
 
 
 def pretrain(setting: str, data: str, out: str, seed: int = 0, **overrides: Any) -> None:
@@ -124,7 +135,7 @@ def adapt(
                 if (variant, count, seed) in done():
                     continue
                 options = {**chosen["both"], **chosen["adapt"], "variant": variant, "num_labelled": count, "seed": seed}
-                options |= {"lr": LEARNING_RATES.get(variant, 5e-3), "val_interval": options["epochs"] + 1}
+                options |= {**TUNING[variant], "val_interval": options["epochs"] + 1}
                 options |= {
                     "ckpt_dir": str(Path(out).resolve() / f"adapted_{os.getpid()}"),
                     "pretrained_path": str(root / "models/model.pt"),
@@ -182,6 +193,7 @@ def _adapt_once(root: Path, data: str, options: dict[str, Any], section: str) ->
         "seconds": round(seconds, 1),
         "file_bytes": adapter.stat().st_size,
         "lr": options["lr"],
+        "steps": options["epochs"] * options["epoch_length"],
         **_circumstances(),
     }
 

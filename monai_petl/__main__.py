@@ -99,8 +99,13 @@ def main() -> None:
     """Run a verb; an error that a user can mend is one sentence and exit code 1."""
     try:
         fire.Fire({"summary": summary, "adapter": Adapter, "data": Data, "demo": demo}, name="python -m monai_petl")
-    except (ValueError, OSError, KeyError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    except Exception as error:
+        cause = error
+        while type(cause) is RuntimeError and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__  # MONAI wraps what is raised in a config
+        if not isinstance(cause, (ValueError, OSError, KeyError)):
+            raise
+        sys.exit(f"error: {cause.args[0] if isinstance(cause, KeyError) else cause}")
 
 
 def _print_json(value: Any) -> None:

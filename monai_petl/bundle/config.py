@@ -34,7 +34,8 @@ def network_of_config(config: str | os.PathLike, **overrides: Any) -> nn.Module:
     parser.read_config(str(path))
     unknown = [name for name in overrides if name not in parser.get()]
     if unknown:
-        raise ValueError(f"{path} has no id {unknown[0]!r}; its ids are: {', '.join(parser.get())}")
+        known = ", ".join(name for name in parser.get() if name != "_meta_")
+        raise ValueError(f"{path} has no id {unknown[0]!r}; its ids are: {known}")
     for name, value in {"pretrained_path": None, **overrides}.items():
         if name in parser.get():
             parser[name] = value

@@ -135,7 +135,10 @@ def few_shot(datalist: Sequence[T], count: int | None, seed: int = 0) -> list[T]
     if count < 1:
         raise ValueError(f"count must be positive, or None for all cases, got {count}")
     if datalist and count > len(datalist):
-        raise DataError(f"{count} cases were asked for, but the data list holds {len(datalist)}")
+        raise DataError(
+            f"{count} cases were asked for, but the data list holds {len(datalist)}; give a smaller number (in a bundle: "
+            "num_labelled), or none for all"
+        )
     chosen = np.random.default_rng(seed).permutation(len(datalist))[:count]
     return [datalist[index] for index in sorted(chosen)]
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from monai.bundle import run as run_bundle
 
 from monai_petl.adapters import inspect_adapter
-from monai_petl.data import load_datalist, make_phantom_dataset
+from monai_petl.data import DataError, load_datalist, make_phantom_dataset
 from monai_petl.demo.checks import base_classes_unchanged, dice_by_class
 from monai_petl.demo.report import write_report
 from monai_petl.demo.settings import DemoSettings, settings_for
@@ -57,18 +58,22 @@ def demo(
     Raises:
         FileNotFoundError: the bundle is not where it was looked for.
         FileExistsError: ``out`` holds something that is no demo.
-        DataError: ``data`` cannot be used.
+        DataError: ``data`` cannot be used; ``out`` is left as it was.
     """
     source = Path(bundle) if bundle else BUNDLE
     if not (source / "configs" / "pretrain.json").is_file():
         raise FileNotFoundError(f"no bundle at {source}; run from a checkout of monai_petl, or give --bundle PATH")
+    if data is not None:  # before a former demo is removed
+        settings_for(Path(data), new_class, base_classes, labelled)
+        _held_out(Path(data))
     root = _fresh_folder(Path(out).resolve())
     steps = Steps(root / "bundle")
     shutil.copytree(source, steps.bundle, ignore=shutil.ignore_patterns("models", "eval"))
     folder = steps.timed("make phantoms", lambda: _phantoms(root, seed)) if data is None else Path(data).resolve()
     settings = settings_for(folder, new_class, base_classes, labelled)
+    section, cases = _held_out(folder)
     _train(steps, folder, settings, effort, seed)
-    cases = _segment(steps, folder, settings)
+    _segment(steps, folder, settings, section)
     summary = _measure(steps, folder, settings, cases)
     (root / "summary.json").write_text(json.dumps(summary, indent=4) + "\n")
     report = write_report(root, folder, summary, cases, steps.commands)
@@ -113,6 +118,15 @@ def _phantoms(root: Path, seed: int) -> Path:
     return make_phantom_dataset(root / "data", 12, 2, 4, seed, (64, 64, 16), (4.0, 4.0, 7.5))
 
 
+def _held_out(folder: Path) -> tuple[str, list[dict[str, str]]]:
+    """The section to score on and its labelled cases: test, or validation where the test cases have no labels."""
+    for section in ("test", "validation"):
+        cases = [case for case in load_datalist(folder, section) if "label" in case]
+        if cases:
+            return section, cases
+    raise DataError(f"{folder} has no labelled test or validation cases to score the demo's segmentations on")
+
+
 def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, seed: int) -> None:
     """Pre-train, then teach the new class twice: by its prompts, and by training everything for comparison."""
     models, logs = steps.bundle / "models", steps.bundle / "eval"
@@ -127,7 +141,8 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     shutil.copytree(models, models / "backbone")
     tuning = {**both, "new_class": settings.new_class, "num_labelled": settings.labelled}
     tuning |= {"epochs": 6, "epoch_length": max(1, round(25 * effort)), "val_interval": 3}
-    steps.bundle_run("prompt tuning", "train.json", {**tuning, "lr": 0.005, "output_dir": str(logs / "prompt")})
+    prompts = {"lr": 0.05, "prompt_init": "mean", "output_dir": str(logs / "prompt")}
+    steps.bundle_run("prompt tuning", "train.json", {**tuning, **prompts})
     separate = {"pretrained_path": str(models / "backbone" / "model.pt"), "ckpt_dir": str(models / "full")}
     steps.bundle_run(
         "full fine-tuning",
@@ -136,10 +151,10 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     )
 
 
-def _segment(steps: Steps, folder: Path, settings: DemoSettings) -> list[dict[str, str]]:
-    """Segment the test volumes with all classes, and with the fully fine-tuned network; returns the labelled ones."""
+def _segment(steps: Steps, folder: Path, settings: DemoSettings, section: str) -> None:
+    """Segment the held-out volumes with all classes, and with the fully fine-tuned network."""
     root, models = steps.bundle.parent, steps.bundle / "models"
-    both = {**settings.shared(), "dataset_dir": str(folder)}
+    both = {**settings.shared(), "dataset_dir": str(folder), "section": section}
     classes = [*settings.base_classes, settings.new_class]
     steps.bundle_run(
         "inference", "inference.json", {**both, "class_names": classes, "output_dir": str(root / "segmentations")}
@@ -147,7 +162,6 @@ def _segment(steps: Steps, folder: Path, settings: DemoSettings) -> list[dict[st
     full = {"ckpt_path": str(models / "backbone" / "model.pt"), "adapter_dir": str(models / "full" / "adapters")}
     output = {"class_names": [settings.new_class], "output_dir": str(root / "segmentations_full")}
     steps.bundle_run("inference, full fine-tuning", "inference.json", {**both, **full, **output})
-    return [case for case in load_datalist(folder, "test") if "label" in case]
 
 
 def _measure(steps: Steps, folder: Path, settings: DemoSettings, cases: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -191,7 +205,9 @@ def _quiet() -> Iterator[None]:
     """Progress bars and errors stay, the bundle's log lines below WARNING go."""
     logging.disable(logging.INFO)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "parsing config_file")  # MONAI's, that configs are code: these are ours
+            yield
     finally:
         logging.disable(logging.NOTSET)
 

@@ -62,7 +62,7 @@ class DemoSettings:
 
 
 def settings_for(
-    folder: Path, new_class: str | None = None, base_classes: Sequence[str] | None = None, labelled: int = 3
+    folder: Path, new_class: str | None = None, base_classes: str | Sequence[str] | None = None, labelled: int = 3
 ) -> DemoSettings:
     """Choose settings from the headers of a data set's images.
 
@@ -73,10 +73,19 @@ def settings_for(
         labelled: number of labelled volumes for the new class.
 
     Raises:
-        DataError: the folder holds no cases, fewer than two classes, or not the class.
+        ValueError: ``labelled`` is not positive.
+        DataError: the folder holds no cases, fewer than two classes, or not the class; or its images are not NIfTI.
     """
+    if labelled < 1:
+        raise ValueError(f"labelled must be at least 1, got {labelled}")
     cases, names = load_datalist(folder), list(class_names(folder))
-    require_data(cases, folder, [new_class] if new_class else [])
+    base_classes = [base_classes] if isinstance(base_classes, str) else base_classes
+    require_data(cases, folder, [*([new_class] if new_class else []), *(base_classes or [])])
+    other = [case["image"] for case in cases if not case["image"].endswith((".nii", ".nii.gz"))]
+    if other:
+        raise DataError(
+            f"{other[0]} is no NIfTI file, which the demo needs; convert with python -m monai_petl data make"
+        )
     if len(names) < 2:
         raise DataError(
             f"{folder} has {len(names)} class; the demo needs at least two: some to pre-train on, one to teach"

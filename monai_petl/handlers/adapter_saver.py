@@ -43,9 +43,16 @@ class AdapterSaver:
         self.network, self.path, self.name, self.notes = network, Path(path), name, dict(notes or {})
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer or an evaluator."""
-        event = Events.COMPLETED
-        engine.add_event_handler(event, self.save_best if isinstance(engine, Evaluator) else self.save)
+        """Register with a trainer or an evaluator, and make the folder: a place that cannot be written shows up now.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot write the adapter to {self.path}: {error}") from error
+        engine.add_event_handler(Events.COMPLETED, self.save_best if isinstance(engine, Evaluator) else self.save)
 
     def save(self, engine: Engine) -> None:
         """Write the adapter as it is now."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader, CheckpointSaver
 
 __all__ = ["ResumableTraining"]
@@ -23,7 +23,7 @@ class ResumableTraining:
 
     Args:
         save_dir: folder of the checkpoint.
-        objects: name -> network, optimizer, scheduler, teacher, ...: what has a state.
+        objects: name -> network, optimizer, scheduler, teacher, ...: what has a state; ``None`` for what is not used.
         interval: epochs between two checkpoints; the last one is kept.
         file_prefix: beginning of the file's name.
         resume_path: a checkpoint to go on from; ``None`` to start anew.
@@ -31,6 +31,7 @@ class ResumableTraining:
 
     Raises:
         FileNotFoundError: there is no file at ``resume_path``.
+        ValueError: (when training starts) the checkpoint's learning rate schedule is of another length.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class ResumableTraining:
     ) -> None:
         if resume_path is not None and not Path(resume_path).is_file():
             raise FileNotFoundError(f"resume_path names no checkpoint: {resume_path}")
-        self.save_dir, self.objects, self.interval = str(save_dir), dict(objects), interval
+        self.save_dir, self.interval = str(save_dir), interval
+        self.objects = {name: thing for name, thing in objects.items() if thing is not None}
         self.file_prefix, self.resume_path, self.map_location = file_prefix, resume_path, map_location
 
     def attach(self, engine: Engine) -> None:
@@ -53,7 +55,20 @@ class ResumableTraining:
         if self.resume_path is not None:
             location = None if self.map_location is None else torch.device(self.map_location)
             CheckpointLoader(str(self.resume_path), state, map_location=location).attach(engine)
+            engine.add_event_handler(Events.STARTED, self._check_schedules, self._planned_steps())
         if idist.get_rank() == 0:  # all processes load, one writes
             CheckpointSaver(
                 self.save_dir, state, file_prefix=self.file_prefix, save_interval=self.interval, n_saved=1
             ).attach(engine)
+
+    def _planned_steps(self) -> dict[str, int]:
+        """Length of each schedule that has one, such as one cycle."""
+        return {name: thing.total_steps for name, thing in self.objects.items() if hasattr(thing, "total_steps")}
+
+    def _check_schedules(self, planned: dict[str, int]) -> None:
+        for name, steps in self._planned_steps().items():
+            if steps != planned[name]:
+                raise ValueError(
+                    f"{self.resume_path} is of a training of {steps} steps, this one is of {planned[name]}: a learning rate "
+                    "schedule cannot change its length midway. Give the same epochs and epoch_length"
+                )

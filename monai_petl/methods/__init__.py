@@ -3,7 +3,7 @@
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.class_head import ClassHead
 from monai_petl.methods.prompt_tuning import PromptTuning, export_class
-from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, adapt_punet, keeps_body, punet_variant
+from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, adapt_punet, punet_variant
 
 __all__ = [
     "PUNET_VARIANTS",
@@ -13,6 +13,5 @@ __all__ = [
     "PromptTuning",
     "adapt_punet",
     "export_class",
-    "keeps_body",
     "punet_variant",
 ]

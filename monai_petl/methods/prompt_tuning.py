@@ -81,7 +81,9 @@ def export_class(
         return save_adapter(network, path, notes, class_name)
     prefix = f"prompts.classes.{class_name}."
     method = PromptTuning(class_name, prompts.depth, own_background=prompts.background_tokens is not None)
-    records[class_name] = AdapterRecord([method], tensors=[n for n, _ in named_tensors(network) if n.startswith(prefix)])
+    records[class_name] = AdapterRecord(
+        [method], tensors=[n for n, _ in named_tensors(network) if n.startswith(prefix)]
+    )
     try:
         return save_adapter(network, path, notes, class_name)
     finally:

@@ -13,7 +13,7 @@ from monai_petl.methods.prompt_tuning import PromptTuning
 from monai_petl.networks import PUNet, load_punet_backbone
 from monai_petl.summary import summary
 
-__all__ = ["PUNET_VARIANTS", "PUNetVariant", "adapt_punet", "keeps_body", "punet_variant"]
+__all__ = ["PUNET_VARIANTS", "PUNetVariant", "adapt_punet", "punet_variant"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,17 +98,19 @@ def adapt_punet(
         The same network. Its adapter is called after the class.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`monai_petl.networks.load_punet_backbone` and :func:`punet_variant`.
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not fit or lacks another class of the network; there is no variant of this name.
     """
     chosen = punet_variant(variant, class_name, init)
     if chosen.pretrained and pretrained_path is not None:
-        load_punet_backbone(network, pretrained_path)
+        found = load_punet_backbone(network, pretrained_path)
+        missing = [name for name in network.classes if name not in (*found, class_name)]
+        if missing:
+            raise ValueError(
+                f"{pretrained_path} holds no prompts of {', '.join(missing)}; it has: {', '.join(found) or 'none'}. "
+                "Give the classes it was pre-trained on as base_classes"
+            )
     adapt(network, chosen.methods, chosen.also_train, name=class_name)
     network.active_classes = [class_name]
     logger.info("%s, class %s:\n%s", variant, class_name, summary(network))
     return network
-
-
-def keeps_body(variant: str) -> bool:
-    """Whether a variant leaves the backbone as it is, so that one network holds the classes of many trainings."""
-    return punet_variant(variant, "class").keeps_body

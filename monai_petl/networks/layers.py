@@ -36,8 +36,7 @@ class Conv3d(nn.Conv3d):
             return super().forward(x)
         x = x.squeeze(-1).contiguous(memory_format=torch.channels_last)
         pad_h, pad_w = self.kernel_size[0] // 2, self.kernel_size[1] // 2
-        out = F.conv2d(x, self.weight.squeeze(-1), self.bias, self.stride[:2], (pad_h, pad_w))
-        return out.unsqueeze(-1)
+        return as_volume(F.conv2d(x, self.weight.squeeze(-1), self.bias, self.stride[:2], (pad_h, pad_w)))
 
 
 class BatchNorm3d(nn.BatchNorm3d):
@@ -62,7 +61,11 @@ def upsample(x: Tensor, scale: Sequence[int]) -> Tensor:
     """Trilinear enlargement by a whole factor an axis; slices of depth one run as 2D images."""
     factors = [float(s) for s in scale]
     if x.shape[-1] == 1 and scale[2] == 1:
-        return F.interpolate(x.squeeze(-1), scale_factor=factors[:2], mode="bilinear", align_corners=False).unsqueeze(
-            -1
-        )
+        return as_volume(F.interpolate(x.squeeze(-1), scale_factor=factors[:2], mode="bilinear", align_corners=False))
     return F.interpolate(x, scale_factor=factors, mode="trilinear", align_corners=False)
+
+
+def as_volume(image: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H, W, 1). Unlike ``unsqueeze(-1)``, channels-last memory is recognised as such afterwards,
+    so that what follows (concatenation above all) keeps to it."""
+    return image.movedim(1, -1).unsqueeze(3).movedim(-1, 1)

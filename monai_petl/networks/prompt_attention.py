@@ -32,8 +32,16 @@ class AttentionPrompt:
     bias: Tensor
 
     def select(self, rows: Tensor) -> AttentionPrompt:
-        """One row for each batch element."""
+        """One row for each batch element; a single row stays as it is and serves all of them."""
+        if self.bias.shape[0] == 1:
+            return self
         return AttentionPrompt(self.key[rows], self.value[rows], self.bias[rows])
+
+    @classmethod
+    def empty(cls, like: Tensor) -> AttentionPrompt:
+        """No tokens, for content (..., heads, C/heads)."""
+        key = like.new_zeros(1, like.shape[-2], 0, like.shape[-1])
+        return cls(key, key, key[..., 0])
 
 
 class PromptAttention(nn.Module):
@@ -85,31 +93,44 @@ class PromptAttention(nn.Module):
 
     def attend(self, normed: Tensor, plan: WindowPlan, prompt: AttentionPrompt | None) -> Tensor:
         """Normalised content (B, H, W, D, C) -> attended values (B, H, W, D, C), before the output projection."""
-        batch, channels = normed.shape[0], normed.shape[-1]
-        qkv = plan.split(self.qkv(plan.lay_out(normed)))
-        qkv = rearrange(qkv, "b p q r i j k (s h c) -> s b p q r h i j k c", s=3, h=self.num_heads)
-        spare = -(qkv.shape[-1] + plan.query_marks.shape[-1]) % 8  # fused attention is fastest at multiples of 8
-        query = _with_marks(qkv[0], plan.query_marks, spare)
-        key = _with_marks(qkv[1], plan.key_marks / self.scale, spare)
-        value = F.pad(qkv[2], (0, query.shape[-1] - qkv.shape[-1])).flatten(5, 7).flatten(1, 3)
-        tokens = 0
-        if prompt is not None:
-            tokens = prompt.key.shape[2]
-            token_key = torch.cat(
-                [prompt.key, prompt.bias[..., None] / self.scale], -1
-            )  # the bias meets the constant mark
-            key = _prepend(token_key, key, plan.num_windows)
-            value = _prepend(prompt.value, value, plan.num_windows)
-        bias = F.pad(self.relative_bias(plan.window), (tokens, 0))[None].to(query.dtype)
-        out = F.scaled_dot_product_attention(
-            query.flatten(0, 1),
-            key.flatten(0, 1),
-            value.flatten(0, 1),
-            attn_mask=bias.expand(batch * plan.num_windows, -1, -1, -1),
-            scale=self.scale,
+        windows = plan.to_windows(normed)  # (B, P, N, C)
+        query, key, value = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # (B, P, N, h, c)
+        bias = self.relative_bias(plan.window)
+        if prompt is None:
+            prompt = AttentionPrompt.empty(key)
+        only_tokens_train = prompt.bias.requires_grad and not bias.requires_grad
+        if plan.is_open and prompt.bias.shape[0] == 1 and not only_tokens_train:
+            bias = torch.cat([prompt.bias[0, :, None].expand(-1, bias.shape[1], -1), bias], -1)
+        else:
+            query, key, value, prompt = self._marked(query, key, value, plan, prompt)
+            bias = F.pad(bias, (prompt.key.shape[2], 0))
+        out = _attention(
+            query.flatten(0, 1).transpose(1, 2),
+            _prepend(prompt.key, key).flatten(0, 1).transpose(1, 2),
+            _prepend(prompt.value, value).flatten(0, 1).transpose(1, 2),
+            bias,
+            self.scale,
         )
-        out = out[..., : qkv.shape[-1]].view(batch, *plan.counts, self.num_heads, *plan.window, -1)
-        return plan.merge(out.movedim(4, 7).reshape(batch, *plan.counts, *plan.window, channels))
+        out = out.transpose(1, 2)[..., : self.qkv.in_features // self.num_heads]  # (B * P, N, h, c)
+        return plan.merge(out.reshape(windows.shape))
+
+    def _marked(
+        self, query: Tensor, key: Tensor, value: Tensor, plan: WindowPlan, prompt: AttentionPrompt
+    ) -> tuple[Tensor, Tensor, Tensor, AttentionPrompt]:
+        """The same with a few channels more, whose products are the mask of the plan and the bias of the tokens.
+
+        For masks that differ between windows, for biases that differ between images, and for training the latter while the
+        attention stays fused: fused attention takes one bias matrix for all, and has no gradient for it.
+        """
+        width = query.shape[-1] + plan.query_marks.shape[-1]
+        width += -width % 8  # fused attention is fastest at multiples of 8
+        token_key = torch.cat([prompt.key, prompt.bias[..., None] / self.scale], -1)  # meets the constant mark
+        prompt = AttentionPrompt(_widen(token_key, width), _widen(prompt.value, width), prompt.bias)
+        query, key = (
+            torch.cat([x, _widen(marks.to(x.dtype), width - x.shape[-1]).expand(*x.shape[:-1], -1)], -1)
+            for x, marks in ((query, plan.query_marks), (key, plan.key_marks / self.scale))
+        )
+        return query, key, _widen(value, width), prompt
 
     def relative_bias(self, window: Sequence[int]) -> Tensor:
         """Content-to-content bias (heads, N, N) of a window of N voxels: one third of the sum over the three axes."""
@@ -179,17 +200,25 @@ class WindowAttention(nn.Module):
         return self._plans[key]
 
 
-def _with_marks(x: Tensor, marks: Tensor, spare: int) -> Tensor:
-    """Windows (B, Ph, Pw, Pd, h, wh, ww, wd, c) and marks -> (B, P, h, N, c + marks + spare), one copy."""
-    marks = F.pad(marks.to(x.dtype), (0, spare)).expand(*x.shape[:-1], -1)
-    joined = torch.cat([x, marks], -1)
-    return joined.flatten(5, 7).flatten(1, 3)
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Attention (W, h, N, c) over keys and values (W, h, M, c) with one bias (h, N, M) for all windows."""
+    bias = bias.to(query.dtype)
+    if bias.requires_grad:  # no fused attention; the formula is faster than what torch falls back to
+        scores = (query * scale) @ key.mT
+        scores += bias
+        return scores.softmax(-1) @ value
+    mask = bias.expand(query.shape[0], -1, -1, -1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
-def _prepend(tokens: Tensor, content: Tensor, num_windows: int) -> Tensor:
-    """Token rows (B, h, T, c) in front of the content rows (B, P, h, N, c') of every window, filled up with zeros."""
-    tokens = F.pad(tokens.to(content.dtype), (0, content.shape[-1] - tokens.shape[-1]))
-    return torch.cat([tokens[:, None].expand(-1, num_windows, -1, -1, -1), content], 3)
+def _widen(x: Tensor, channels: int) -> Tensor:
+    return F.pad(x, (0, channels - x.shape[-1]))
+
+
+def _prepend(tokens: Tensor, content: Tensor) -> Tensor:
+    """Token rows (B, h, T, c) in front of the content rows (B, P, N, h, c) of every window."""
+    tokens = tokens.transpose(1, 2)[:, None].to(content.dtype)
+    return torch.cat([tokens.expand(*content.shape[:2], -1, -1, -1), content], 2)
 
 
 def _mlp(channels: int, ratio: float) -> nn.Module:

@@ -88,7 +88,7 @@ class PublishedAttention(PromptAttention):
         if prompt is not None:
             token_scores = query @ prompt.key[:, None].mT * self.scale + prompt.bias[:, None, :, None]
             scores = torch.cat([token_scores, scores], -1)
-            value = torch.cat([prompt.value[:, None].expand(-1, value.shape[1], -1, -1, -1), value], 3)
+            value = torch.cat([prompt.value[:, None].expand(*value.shape[:2], -1, -1, -1), value], 3)
         out = rearrange(scores.softmax(-1) @ value, "b p h n c -> b p n (h c)")
         return self.finish(x + self.out(out))
 

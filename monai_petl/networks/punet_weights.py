@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_petl.adapt import adapters_of
-from monai_petl.adapters import load_adapter, remove_adapter
+from monai_petl.adapters import inspect_adapter, load_adapter, remove_adapter
 from monai_petl.networks.punet import PUNet
 
 __all__ = ["load_punet", "load_punet_backbone"]
@@ -43,7 +43,7 @@ def load_punet_backbone(network: PUNet, path: str | os.PathLike) -> list[str]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a state dict, it may be damaged or truncated: {error}") from error
     state = state.get("model", state) if isinstance(state, Mapping) else {}
     own = network.state_dict()
@@ -81,7 +81,8 @@ def load_punet(
 
     Raises:
         FileNotFoundError: ``path`` or a file of ``adapters`` is missing.
-        ValueError: a file does not fit, or a class has weights in none of the files.
+        ValueError: a file does not fit, a class has weights in none of the files, or a file that changes the body is to
+            be used together with other classes.
     """
     classes = list(classes if classes is not None else network.classes)
     found = load_punet_backbone(network, path)
@@ -94,6 +95,11 @@ def load_punet(
         if file is None and adapter_dir is not None and (Path(adapter_dir) / f"{name}.safetensors").is_file():
             file = Path(adapter_dir) / f"{name}.safetensors"
         if file is not None:
+            if len(classes) > 1 and _changes_the_body(file):
+                raise ValueError(
+                    f"{file} trained tensors that all classes share, so it can segment {name!r} only; give this class "
+                    "alone, or train it with prompts"
+                )
             _replace_class(network, name, file)
             logger.info("class %s: %s", name, file)
         elif name not in found:
@@ -103,6 +109,11 @@ def load_punet(
             )
     network.active_classes = classes
     return network
+
+
+def _changes_the_body(file: Path) -> bool:
+    header = inspect_adapter(file)
+    return bool(header["also_train"]) or any("class_name" not in method for method in header["methods"])
 
 
 def _replace_class(network: PUNet, name: str, file: Path) -> None:

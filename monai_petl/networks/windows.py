@@ -51,10 +51,17 @@ class WindowPlan:
         self.window, shift = effective_window(size, window_size)
         self.shift = shift if shifted and partition == "block" else [0, 0, 0]
         self.counts = [-(-extent // w) for extent, w in zip(size, self.window, strict=True)]
+        if partition == "grid":  # a last position that would be padding in every window is left out
+            self.window = [-(-extent // n) for extent, n in zip(size, self.counts, strict=True)]
         self.padded = [n * w for n, w in zip(self.counts, self.window, strict=True)]
         self.num_windows = self.counts[0] * self.counts[1] * self.counts[2]
         self.window_voxels = self.window[0] * self.window[1] * self.window[2]
         self.query_marks, self.key_marks = self._marks(device)
+        self.is_open = self.padded == list(size) and not any(self.shift)
+
+    def to_windows(self, x: Tensor) -> Tensor:
+        """(B, H, W, D, C) -> windows (B, P, N, C)."""
+        return self.split(self.lay_out(x)).reshape(x.shape[0], self.num_windows, self.window_voxels, -1)
 
     def lay_out(self, x: Tensor) -> Tensor:
         """(B, H, W, D, C) -> padded at the end of each axis and rolled by the shift."""
@@ -73,7 +80,8 @@ class WindowPlan:
         return split.movedim((1, 3, 5), (1, 2, 3))
 
     def merge(self, x: Tensor) -> Tensor:
-        """View (B, Ph, Pw, Pd, wh, ww, wd, C) -> (B, H, W, D, C): back to an image, rolled back, without padding."""
+        """Windows (B, P, N, C) or (B, Ph, Pw, Pd, wh, ww, wd, C) -> (B, H, W, D, C): back to an image, without padding."""
+        x = x.reshape(x.shape[0], *self.counts, *self.window, x.shape[-1])
         order = (0, 4, 1, 5, 2, 6, 3, 7) if self.partition == "grid" else (0, 1, 4, 2, 5, 3, 6, 7)
         merged = x.permute(order).reshape(x.shape[0], *self.padded, x.shape[-1])
         merged = self._roll(merged, 1)
@@ -86,7 +94,7 @@ class WindowPlan:
         return x.roll([sign * self.shift[axis] for axis in axes], [axis + 1 for axis in axes])
 
     def _marks(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Query and key marks (1, Ph, Pw, Pd, 1, wh, ww, wd, E).
+        """Query and key marks (1, P, N, 1, E).
 
         With r = 1 on voxels that the shift carried around the end of an axis, the sum of the two products
         ``r_q * (2 r_k - 1) * M`` and ``1 * (-r_k) * M`` is 0 where ``r_q == r_k`` and -M where not.
@@ -106,5 +114,5 @@ class WindowPlan:
             constant = constant - FORBIDDEN * wrapped
         query_marks = torch.cat([torch.ones(shape, device=device), *queries], -1)
         key_marks = torch.cat([constant, *keys], -1)
-        split = [self.split(marks[None]).unsqueeze(4).contiguous() for marks in (query_marks, key_marks)]
-        return split[0], split[1]
+        shape = (1, self.num_windows, self.window_voxels, 1, -1)
+        return self.split(query_marks[None]).reshape(shape), self.split(key_marks[None]).reshape(shape)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor
@@ -72,12 +73,6 @@ def workflow(name: str, root: Path, data: Path, **overrides: Any) -> ConfigWorkf
 def run(name: str, root: Path, data: Path, **overrides: Any) -> ConfigWorkflow:
     """Run a config of the bundle as ``python -m monai.bundle run`` does."""
     flow = workflow(name, root, data, **overrides)
-    run_workflow(flow)
-    return flow
-
-
-def run_workflow(flow: ConfigWorkflow) -> None:
-    """Initialise, run, finalise."""
     path = list(sys.path)
     try:
         flow.initialize()
@@ -85,6 +80,7 @@ def run_workflow(flow: ConfigWorkflow) -> None:
         flow.finalize()
     finally:
         sys.path[:] = path
+    return flow
 
 
 def parsed(flow: ConfigWorkflow, name: str) -> Any:
@@ -94,6 +90,11 @@ def parsed(flow: ConfigWorkflow, name: str) -> Any:
 
 def state_in(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def segmentations(folder: Path) -> dict[str, nib.Nifti1Image]:
+    """What inference wrote, by file name."""
+    return {path.name: nib.load(path) for path in sorted(folder.glob("*_seg.nii.gz"))}
 
 
 def files_below(*folders: Path) -> set[Path]:

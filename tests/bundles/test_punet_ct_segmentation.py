@@ -274,6 +274,7 @@ def test_default_network_has_the_documented_size_and_keeps_the_size_of_the_image
     assert out.shape == (1, len(channels), 48, 32, 1)
 
 
+@pytest.mark.filterwarnings("ignore:parsing config_file")
 def test_network_loads_by_the_bundles_name_without_data(tmp_path: Path) -> None:
     bundle = copy_bundle(tmp_path)
     (bundle / "models").mkdir()

@@ -1,0 +1,207 @@
+"""What the benchmarks share: interleaved timing, the products inside a forward pass, tables and records."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import monai
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_petl import adapt
+from monai_petl.methods import punet_variant
+from monai_petl.networks import PUNet
+from monai_petl.networks.prompt_attention import PromptAttention
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call; the functions take turns, so that whatever else the machine does hits all of them.
+
+    With one thread these are seconds of processor time of this process, which do not count time given to others; with
+    several threads they are seconds on the clock.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = clock()
+            function()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def ratio(upper: Sequence[float], lower: Sequence[float]) -> float:
+    """Median over the repetitions of upper / lower: both of a repetition were measured side by side."""
+    return median(a / b for a, b in zip(upper, lower, strict=True))
+
+
+@dataclass
+class Products:
+    """Sizes of the convolutions, linear layers and attention products of one forward pass, with their counts."""
+
+    convolutions: dict[tuple, int] = field(default_factory=dict)
+    linears: dict[tuple, int] = field(default_factory=dict)
+    attentions: dict[tuple, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, network: nn.Module, run: Callable[[], object]) -> Products:
+        """The products of ``run()``, a forward pass of ``network`` on slices."""
+        found = cls()
+
+        def count(sizes: dict[tuple, int], key: tuple) -> None:
+            sizes[key] = sizes.get(key, 0) + 1
+
+        def convolution(module: nn.Conv3d, inputs: tuple[Tensor], _: Tensor) -> None:
+            key = (tuple(inputs[0].shape[:4]), tuple(module.weight.shape[:4]), module.stride[:2], module.padding[:2])
+            count(found.convolutions, key)
+
+        def linear(module: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> None:
+            rows = inputs[0].numel() // module.in_features
+            count(found.linears, (rows, module.in_features, module.out_features))
+
+        def attention(module: PromptAttention, inputs: tuple, _: Tensor) -> None:
+            x, plan, prompt = inputs
+            tokens = 0 if prompt is None else prompt.key.shape[2]
+            batch, width = len(x) * plan.num_windows * module.num_heads, x.shape[-1] // module.num_heads
+            count(found.attentions, (batch, plan.window_voxels, plan.window_voxels + tokens, width))
+
+        hooks: dict[type, Callable] = {nn.Conv3d: convolution, nn.Linear: linear, PromptAttention: attention}
+        handles = [
+            module.register_forward_hook(hook)
+            for module in network.modules()
+            for kind, hook in hooks.items()
+            if isinstance(module, kind)
+        ]
+        run()
+        for handle in handles:
+            handle.remove()
+        return found
+
+    def timings(self) -> dict[str, tuple[int, dict[str, Callable[[], object]]]]:
+        """For each size its count, and ways to compute it in different memory layouts, into memory that is there."""
+        timings: dict[str, tuple[int, dict[str, Callable[[], object]]]] = {}
+        for key, count in self.convolutions.items():
+            timings[f"conv {key}"] = count, _convolutions(*key)
+        for key, count in self.linears.items():
+            timings[f"linear {key}"] = count, _linears(*key)
+        for batch, queries, keys, width in self.attentions:
+            count, size = self.attentions[batch, queries, keys, width], (batch, queries, keys, width)
+            timings[f"attention scores {size}"] = count, ways_of_products(batch, queries, width, keys)
+            timings[f"attention values {size}"] = count, ways_of_products(batch, queries, keys, width)
+        return timings
+
+    def seconds(self, repeats: int) -> dict[str, float]:
+        """Convolutions, linear layers and attention products: fewest seconds of the best layout, summed over all."""
+        totals = {"conv": 0.0, "linear": 0.0, "attention": 0.0}
+        for name, (count, ways) in self.timings().items():
+            totals[name.split()[0]] += count * min(map(min, interleaved(ways, repeats).values()))
+        return totals
+
+    def flops(self) -> float:
+        """Multiplications and additions."""
+        total = 0.0
+        for (image, kernel, stride, _), count in self.convolutions.items():
+            outputs = image[0] * -(-image[2] // stride[0]) * -(-image[3] // stride[1])
+            total += 2 * count * outputs * kernel[0] * kernel[1] * kernel[2] * kernel[3]
+        total += sum(2 * count * rows * a * b for (rows, a, b), count in self.linears.items())
+        return total + sum(4 * count * b * n * m * c for (b, n, m, c), count in self.attentions.items())
+
+
+def _convolutions(image: Sequence[int], kernel: Sequence[int], stride: tuple, padding: tuple) -> dict[str, Callable]:
+    planar, weight = torch.randn(image), torch.randn(kernel)
+    last, weight_last = (t.contiguous(memory_format=torch.channels_last) for t in (planar, weight))
+    return {
+        "channels last": torch.no_grad()(lambda: F.conv2d(last, weight_last, None, stride, padding)),
+        "channels first": torch.no_grad()(lambda: F.conv2d(planar, weight, None, stride, padding)),
+    }
+
+
+def _linears(rows: int, inputs: int, outputs: int) -> dict[str, Callable]:
+    x, weight, out = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.empty(rows, outputs)
+    transposed = weight.T.contiguous()
+    return {
+        "weight": lambda: torch.mm(x, weight.T, out=out),
+        "transposed weight": lambda: torch.mm(x, transposed, out=out),
+    }
+
+
+def ways_of_products(batch: int, rows: int, inner: int, columns: int) -> dict[str, Callable]:
+    """Ways to compute ``batch`` products of (rows, inner) and (inner, columns)."""
+    a, b = torch.randn(batch, rows, inner), torch.randn(batch, inner, columns)
+    a_t, b_t, out = a.mT.contiguous().mT, b.mT.contiguous().mT, torch.empty(batch, rows, columns)
+    return {
+        "plain": lambda: torch.bmm(a, b, out=out),
+        "left transposed": lambda: torch.bmm(a_t, b, out=out),
+        "right transposed": lambda: torch.bmm(a, b_t, out=out),
+    }
+
+
+def adapted(variant: str, **options: Any) -> PUNet:
+    """A PUNet in training mode that learns the class ``"new"`` by a variant of the paper."""
+    torch.manual_seed(0)
+    network = PUNet(classes=("base",), **options)
+    chosen = punet_variant(variant, "new")
+    adapt(network, chosen.methods, chosen.also_train)
+    return network.train()
+
+
+@contextmanager
+def single_threaded(threads: int):
+    """Run with this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table."""
+    lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def report(name: str, tables: Sequence[str], reading: str, record: dict[str, Any]) -> None:
+    """Print the tables and a sentence on them, and write results/<name>.json."""
+    print("\n\n".join([*tables, reading]))
+    RESULTS.mkdir(exist_ok=True)
+    whole = {**circumstances(), **record, "tables": list(tables), "reading": reading}
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=4, ensure_ascii=False) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """Processor, threads, versions and date."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "date": str(date.today()),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

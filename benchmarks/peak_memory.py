@@ -1,0 +1,44 @@
+"""Peak memory of one training step, in a process of its own; training_step.py calls it.
+
+python benchmarks/peak_memory.py prompt --batch_size 4
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+
+import fire
+import torch
+from common import adapted
+
+from monai_petl import trainable_parameters
+
+
+def main(variant: str, batch_size: int = 4, size: int = 224, threads: int = 1) -> None:
+    """Print the peak resident bytes before the first step, after two steps, and their difference.
+
+    Args:
+        variant: ``"prompt"`` or ``"full"``, see :data:`monai_petl.methods.PUNET_VARIANTS`.
+        batch_size: slices a step.
+        size: edge of a slice in voxels.
+        threads: of torch.
+    """
+    torch.set_num_threads(threads)
+    network = adapted(variant)
+    optimizer = torch.optim.AdamW(trainable_parameters(network))
+    image = torch.randn(batch_size, 1, size, size, 1)
+    before = _peak()
+    for _ in range(2):
+        network(image, ["new"] * batch_size).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    print(json.dumps({"before": before, "after": _peak(), "step": _peak() - before}))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
