@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import fire
 import torch
-from common import Products, interleaved, markdown, ratio, report, single_threaded
+from common import Products, interleaved, markdown, ratio, report
 from monai.inferers import SlidingWindowInferer
 
 from monai_petl.networks import PUNet
@@ -31,6 +31,7 @@ def main(
         threads: 1 measures processor time, more measure time on the clock.
     """
     torch.manual_seed(0)
+    torch.set_num_threads(threads)
     volume = torch.randn(1, 1, 224, 224, slices)
     inferer = SlidingWindowInferer(roi_size=(224, 224, 1), sw_batch_size=batch_size, overlap=0)
     batch = volume[0, ..., :batch_size].movedim(-1, 0).unsqueeze(-1)  # (B, 1, H, W, 1)
@@ -42,14 +43,13 @@ def main(
         inferer(volume, networks[prompting])
 
     cases = {f"{p}, {c} classes": (p, c) for p in networks for c in counts}
-    with single_threaded(threads):
-        seconds = interleaved({name: (lambda case=case: segment(*case)) for name, case in cases.items()}, repeats)
-        floors = {}
-        for name, (prompting, count) in cases.items():
-            network = networks[prompting]
-            network.active_classes = names[:count]
-            products = Products.of(network, lambda network=network: network(batch))
-            floors[name] = sum(products.seconds(repeats).values()) * slices / batch_size
+    seconds = interleaved({name: (lambda case=case: segment(*case)) for name, case in cases.items()}, repeats)
+    floors = {}
+    for name, (prompting, count) in cases.items():
+        network = networks[prompting]
+        network.active_classes = names[:count]
+        products = Products.of(network, lambda network=network: network(batch))
+        floors[name] = sum(products.seconds(repeats).values()) * slices / batch_size
     one = seconds[f"separate, {counts[0]} classes"]
     growth = {name: ratio(seconds[name], one) for name in cases}
     rows = [

@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -158,17 +157,6 @@ def adapted(variant: str, **options: Any) -> PUNet:
     chosen = punet_variant(variant, "new")
     adapt(network, chosen.methods, chosen.also_train)
     return network.train()
-
-
-@contextmanager
-def single_threaded(threads: int):
-    """Run with this many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -14,7 +14,7 @@ from statistics import median
 
 import fire
 import torch
-from common import Products, interleaved, markdown, ratio, report, single_threaded, ways_of_products
+from common import Products, interleaved, markdown, ratio, report, ways_of_products
 from torch import Tensor
 
 from monai_petl.engines import StudentTeacherTrainer, make_teacher
@@ -33,6 +33,7 @@ def main(batch_size: int = 2, repeats: int = 5, threads: int = 1) -> None:
         threads: 1 measures processor time, more measure time on the clock.
     """
     torch.manual_seed(0)
+    torch.set_num_threads(threads)
     network = PUNet(classes=("a",))
     teacher, batch = make_teacher(network), _batch(batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
@@ -53,14 +54,13 @@ def main(batch_size: int = 2, repeats: int = 5, threads: int = 1) -> None:
         "segmentation": lambda: step("segmentation"),
         "cpa": cpa,
     }
-    with single_threaded(threads):
-        seconds = interleaved(runs, repeats)
-        cpa_floor = sum(count * best for count, best in _cpa_products(batch_size, repeats))
-        floor = cpa_floor
-        for size, weight in ((STUDENTS[0], 3), (STUDENTS[1], 3), (TEACHER, 1)):
-            image = torch.randn(batch_size, 1, size, size, 1)
-            products = Products.of(network, lambda image=image: network(image, ["a"] * batch_size))
-            floor += weight * sum(products.seconds(repeats).values())
+    seconds = interleaved(runs, repeats)
+    cpa_floor = sum(count * best for count, best in _cpa_products(batch_size, repeats))
+    floor = cpa_floor
+    for size, weight in ((STUDENTS[0], 3), (STUDENTS[1], 3), (TEACHER, 1)):
+        image = torch.randn(batch_size, 1, size, size, 1)
+        products = Products.of(network, lambda image=image: network(image, ["a"] * batch_size))
+        floor += weight * sum(products.seconds(repeats).values())
     share = ratio(seconds["cpa"], seconds["both"])
     rows = [
         ("whole step, both losses", f"{min(seconds['both']):.2f}", "100 %", f"{min(seconds['both']) / floor:.2f}"),

@@ -17,7 +17,7 @@ from pathlib import Path
 import fire
 import torch
 import torch.nn.functional as F
-from common import Products, adapted, interleaved, markdown, ratio, report, single_threaded
+from common import Products, adapted, interleaved, markdown, ratio, report
 
 from monai_petl import summary, trainable_parameters
 from monai_petl.summary import saved_activation_bytes
@@ -35,6 +35,7 @@ def main(batch_size: int = 4, repeats: int = 5, threads: int = 1, size: int = 22
         size: edge of a slice in voxels.
     """
     torch.manual_seed(0)
+    torch.set_num_threads(threads)
     image, label = torch.randn(batch_size, 1, size, size, 1), torch.randint(0, 2, (batch_size, size, size, 1))
     classes = ["new"] * batch_size
     networks = {variant: adapted(variant) for variant in VARIANTS}
@@ -46,10 +47,9 @@ def main(batch_size: int = 4, repeats: int = 5, threads: int = 1, size: int = 22
         optimizers[variant].step()
         optimizers[variant].zero_grad()
 
-    with single_threaded(threads):
-        seconds = interleaved({v: (lambda v=v: step(v)) for v in VARIANTS}, repeats)
-        products = Products.of(networks["prompt"], lambda: networks["prompt"](image, classes))
-        floor = products.seconds(repeats)
+    seconds = interleaved({v: (lambda v=v: step(v)) for v in VARIANTS}, repeats)
+    products = Products.of(networks["prompt"], lambda: networks["prompt"](image, classes))
+    floor = products.seconds(repeats)
     kept = {v: saved_activation_bytes(n, lambda n=n: n(image, classes)) for v, n in networks.items()}
     attention = sum(4 * c * b * 2 * (n + m) * w for (b, n, m, w), c in products.attentions.items())
     peak = {v: _peak(v, batch_size, size, threads) for v in VARIANTS}

@@ -17,7 +17,6 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from monai_petl.data.check import count_values, grid_difference, intensity_range, last_line, read_array, sitk_grid
 from monai_petl.data.datalist import (
     SECTIONS,
     VOLUME_SUFFIXES,
@@ -29,6 +28,7 @@ from monai_petl.data.datalist import (
     stem,
     write_dataset_json,
 )
+from monai_petl.data.volumes import count_values, grid_difference, intensity_range, last_line, read_array, sitk_grid
 
 __all__ = ["make_dataset"]
 

@@ -151,6 +151,7 @@ class DecoderBlock(nn.Module):
 
 
 def activate(x: Tensor) -> Tensor:
+    """LeakyReLU with slope 0.01, in place: the result is all that its gradient needs."""
     return F.leaky_relu_(x, 0.01)
 
 
