@@ -77,8 +77,8 @@ def main(batch_size: int = 4, repeats: int = 7, threads: int = 1, size: int = 22
             markdown(("floor, by kind", "ms a slice"), parts),
         ],
         f"The default network runs at {100 * rate:.0f} % of the machine's own rate for its products "
-        f"({products.flops() / batch_size / 1e9:.1f} GFLOP a slice; the contract is 45 %), {1 / rate:.2f} times the "
-        f"floor, and at {speed:.1f} times the speed of the literal pass (the contract is 3).",
+        f"({products.flops() / batch_size / 1e9:.1f} GFLOP a slice; the target is 45 %), {1 / rate:.2f} times the "
+        f"floor, and at {speed:.1f} times the speed of the literal pass (the target is 3).",
         {
             "batch_size": batch_size,
             "repeats": repeats,

@@ -50,7 +50,7 @@ def main(repeats: int = 7) -> None:
     report(
         "import_time",
         [markdown(("import", "ms, fewest", "ms, median"), rows)],
-        f"`import monai_petl` adds {1e3 * median(seconds['monai_petl']):.0f} ms to `import monai` (the contract is 200 ms), "
+        f"`import monai_petl` adds {1e3 * median(seconds['monai_petl']):.0f} ms to `import monai` (the target is 200 ms), "
         f"{100 * median(seconds['monai_petl']) / median(seconds['monai']):.1f} % of it.",
         {"repeats": repeats, "seconds": seconds, "modules": runs[0]["modules"], "libraries": libraries},
     )

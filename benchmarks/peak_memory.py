@@ -1,4 +1,4 @@
-"""Peak memory of one training step, in a process of its own; training_step.py calls it.
+"""Peak memory of one training step, in a process of its own (Linux); training_step.py calls it.
 
 python benchmarks/peak_memory.py prompt --batch_size 4
 """
@@ -6,7 +6,7 @@ python benchmarks/peak_memory.py prompt --batch_size 4
 from __future__ import annotations
 
 import json
-import resource
+from pathlib import Path
 
 import fire
 import torch
@@ -37,7 +37,9 @@ def main(variant: str, batch_size: int = 4, size: int = 224, threads: int = 1) -
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    """Largest resident size so far. ``ru_maxrss`` would include that of the process that started this one."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def main(batch_size: int = 4, repeats: int = 5, threads: int = 1, size: int = 22
         "training_step",
         [markdown(header, rows)],
         f"A step of prompt tuning takes {100 * time_ratio:.0f} % of the time of full fine-tuning, keeps "
-        f"{100 * kept_ratio:.0f} % of its activations (the contract is 60 %) and adds {100 * peak_ratio:.0f} % as much to "
+        f"{100 * kept_ratio:.0f} % of its activations (the target is 60 %) and adds {100 * peak_ratio:.0f} % as much to "
         f"the peak memory of the process.",
         {
             "batch_size": batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -152,7 +152,8 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
         records[name] = record
     except Exception:
         for method in reversed(attached):
-            method.detach(network)
+            with suppress(TypeError):  # a method that cannot be taken away must not hide the error
+                method.detach(network)
         raise
     finally:
         _set_requires_grad(training, True)

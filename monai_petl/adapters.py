@@ -92,6 +92,7 @@ def save_adapter(
         "versions": json.dumps(versions()),
         "fingerprint": json.dumps(_fingerprint(network, record), separators=(",", ":")),
     }
+    _refuse_merged(network)
     path = Path(path)
     tensors = {n: t.detach().cpu().contiguous() for n, t in adapter_state_dict(network, name).items()}
     try:
@@ -138,9 +139,12 @@ def inspect_adapter(path: str | os.PathLike) -> dict[str, Any]:
         decoded = {n: header[n] for n in ("name", "network")}
         for n in ("methods", "also_train", "class_names", "notes", "versions", "fingerprint"):
             decoded[n] = json.loads(header[n])
+        named = all(isinstance(m, dict) and isinstance(m.get("method"), str) for m in decoded["methods"])
+        if not named or not isinstance(decoded["fingerprint"], dict) or not isinstance(decoded["also_train"], list):
+            raise ValueError("methods, also_train or fingerprint have another form")
     except AdapterFileError:
         raise
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise AdapterFileError(f"{path}: the adapter's header is damaged ({error}). Save it again") from error
     return {
         "format_version": version,
@@ -184,9 +188,12 @@ def load_adapter(
         ]
     except TypeError as error:
         raise AdapterFileError(f"{path} has an option that is not known here: {error}. Update monai-petl") from error
+    _refuse_merged(network)
     _check_fingerprint(network, path, header)
     name = name or header["name"]
     with restored_on_error(network):
+        if not adapters_of(network):  # a network that is given an adapter is a backbone from now on
+            network.requires_grad_(False)
         record = attach(network, methods, header["also_train"], name)
         own = {n: t for n, t in named_tensors(network) if n in set(record.tensors)}
         try:
@@ -299,6 +306,14 @@ def _assign(network: nn.Module, values: Mapping[str, Tensor]) -> None:
     for n, tensor in named_tensors(network):
         if n in values:
             tensor.copy_(values[n])
+
+
+def _refuse_merged(network: nn.Module) -> None:
+    merged = [name for name, record in adapters_of(network).items() if record.merged]
+    if merged:
+        raise ValueError(
+            f"adapter {merged[0]!r} is merged into the backbone; call unmerge(network, {merged[0]!r}) first"
+        )
 
 
 def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, str]:

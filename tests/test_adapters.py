@@ -205,14 +205,23 @@ def test_a_loaded_adapter_is_frozen_unless_it_is_to_be_trained_further(backbone,
     assert not torch.equal(output(second.eval()), output(first.eval()))
 
 
-def test_loading_does_not_freeze_a_backbone_that_trains(backbone, tmp_path):
+@pytest.mark.parametrize("trainable", [False, True])
+def test_loading_freezes_the_backbone(backbone, tmp_path, trainable):
     path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
-    load_adapter(backbone, path)
-    assert {n for n, p in backbone.named_parameters() if not p.requires_grad} == {
-        "linear.delta.down",
-        "linear.delta.up",
-    }
-    assert all(m.training for m in backbone.train().modules() if not isinstance(m, type(backbone.linear.delta)))
+    load_adapter(backbone, path, trainable=trainable)
+    trains = {n for n, p in backbone.named_parameters() if p.requires_grad}
+    assert trains == ({"linear.delta.down", "linear.delta.up"} if trainable else set())
+    before = state_of(backbone)
+    backbone.train()(torch.randn(4, 1, 8, 8))
+    assert not differing(before, backbone.state_dict())
+
+
+def test_a_merged_adapter_is_unmerged_before_another_is_saved_or_loaded(backbone, tmp_path):
+    network = trained(backbone)
+    path = save_adapter(network, tmp_path / "a.safetensors")
+    merge(network)
+    with pytest.raises(ValueError, match="merged into the backbone; call unmerge"):
+        load_adapter(network, path, name="second")
 
 
 def test_a_file_of_another_precision_is_converted(backbone, tmp_path):

@@ -111,7 +111,10 @@ def test_data_errors_are_one_sentence(run: Run, tmp_path: Path) -> None:
 def test_demo_errors_are_one_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     data = make_phantom_dataset(tmp_path / "data", 2, 1, 0, 0, (16, 16, 2))
-    assert "holds something that is no demo" in error_of(run, "demo", "--out", tmp_path, "--data", data)
+    assert "the data lies inside" in error_of(run, "demo", "--out", tmp_path, "--data", data)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    assert "holds something that is no demo" in error_of(run, "demo", "--out", tmp_path / "full", "--data", data)
     assert "names no folder" in error_of(run, "demo", "--out", tmp_path / "demo", "--data", tmp_path / "none")
 
 

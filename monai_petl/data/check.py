@@ -187,6 +187,12 @@ def check_images(datalist: Sequence[Mapping[str, object]], dataset_dir: PathLike
         require_data(cases, dataset_dir)
     elif not cases:
         raise DataError(f"no file matches images={images!r}; give a pattern such as 'folder/*.nii.gz', in quotes")
+    names = Counter(os.path.basename(str(case["image"])) for case in cases)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{names[twice[0]]} images are called {twice[0]}, their segmentations would overwrite each other"
+        )
     validate_cases(cases)
 
 

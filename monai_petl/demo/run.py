@@ -66,6 +66,8 @@ def demo(
     if data is not None:  # before a former demo is removed
         settings_for(Path(data), new_class, base_classes, labelled)
         _held_out(Path(data))
+    if data is not None and Path(data).resolve().is_relative_to(Path(out).resolve()):
+        raise FileExistsError(f"the data lies inside {out}, which the demo replaces; choose another folder with --out")
     root = _fresh_folder(Path(out).resolve())
     steps = Steps(root / "bundle")
     shutil.copytree(source, steps.bundle, ignore=shutil.ignore_patterns("models", "eval"))
@@ -131,7 +133,7 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     """Pre-train, then teach the new class twice: by its prompts, and by training everything for comparison."""
     models, logs = steps.bundle / "models", steps.bundle / "eval"
     both = {**settings.training(), "dataset_dir": str(folder), "seed": seed}
-    schedule = {"epochs": 8, "epoch_length": max(1, round(40 * effort)), "val_interval": 4, "lr_schedule": "one_cycle"}
+    schedule = {"epochs": 8, "epoch_length": max(1, round(50 * effort)), "val_interval": 4, "lr_schedule": "one_cycle"}
     rates = {"body_lr": 0.001, "prompt_lr": 0.005}
     steps.bundle_run(
         "pre-training",
@@ -140,7 +142,7 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     )
     shutil.copytree(models, models / "backbone")
     tuning = {**both, "new_class": settings.new_class, "num_labelled": settings.labelled}
-    tuning |= {"epochs": 6, "epoch_length": max(1, round(25 * effort)), "val_interval": 3}
+    tuning |= {"epochs": 8, "epoch_length": max(1, round(25 * effort)), "val_interval": 4}
     prompts = {"lr": 0.05, "prompt_init": "mean", "output_dir": str(logs / "prompt")}
     steps.bundle_run("prompt tuning", "train.json", {**tuning, **prompts})
     separate = {"pretrained_path": str(models / "backbone" / "model.pt"), "ckpt_dir": str(models / "full")}

@@ -52,7 +52,7 @@ class DemoSettings:
             "slab_size": [*self.patch, 1],
             "cache_rate": 1.0,
             "num_workers": 0,
-            "batch_size": 4,
+            "batch_size": 2,
         }
 
     def views(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class SampleWeightedFocalLoss(nn.Module):
         log_floor: lower bound of `log p_y`.
 
     Raises:
-        ValueError: `gamma` or a weight is negative, or `log_floor` is positive.
+        ValueError: `gamma` is neither 0 nor at least 1, a weight is negative, or `log_floor` is positive.
 
     Example::
 
@@ -45,8 +45,8 @@ class SampleWeightedFocalLoss(nn.Module):
 
     def __init__(self, gamma: float = 4.0, weight: Sequence[float] | None = None, log_floor: float = -1000.0) -> None:
         super().__init__()
-        if gamma < 0:
-            raise ValueError(f"gamma must not be negative, got {gamma}")
+        if gamma < 0 or 0 < gamma < 1:  # between 0 and 1 the gradient is not finite where the prediction is right
+            raise ValueError(f"gamma must be 0 or at least 1, got {gamma}")
         if log_floor > 0:
             raise ValueError(f"log_floor bounds a logarithm of a probability and must not be positive, got {log_floor}")
         if weight is not None and min(weight) < 0:

@@ -48,7 +48,7 @@ class BatchNorm3d(nn.BatchNorm3d):
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
         shape = (1, -1, 1, 1, 1)
-        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+        return torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
 
 
 def upsample_like(x: Tensor, scale: Sequence[int], skip: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ queries), and excluded scores count as nothing (the original multiplies scores b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from monai_petl.networks.prompts import xavier_parameter
 from monai_petl.networks.windows import WindowPlan
+
+MOST_PLANS = 8
 
 __all__ = ["AttentionPrompt", "PromptAttention", "WindowAttention"]
 
@@ -63,6 +66,7 @@ class PromptAttention(nn.Module):
             raise ValueError(f"num_heads={num_heads} must divide the number of channels, got channels={channels}")
         self.num_heads = num_heads
         self.scale = (channels // num_heads) ** -0.5
+        self.mark_scale = 2.0 ** math.ceil(-math.log2(self.scale))  # undoes the scale; a power of two keeps marks exact
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.out = nn.Linear(channels, channels)
@@ -128,7 +132,7 @@ class PromptAttention(nn.Module):
         prompt = AttentionPrompt(_widen(token_key, width), _widen(prompt.value, width), prompt.bias)
         query, key = (
             torch.cat([x, _widen(marks.to(x.dtype), width - x.shape[-1]).expand(*x.shape[:-1], -1)], -1)
-            for x, marks in ((query, plan.query_marks), (key, plan.key_marks / self.scale))
+            for x, marks in ((query, plan.query_marks), (key, plan.key_marks * self.mark_scale))
         )
         return query, key, _widen(value, width), prompt
 
@@ -195,6 +199,8 @@ class WindowAttention(nn.Module):
         """The plans of the two sub-blocks for a feature map of this size, made at the first call."""
         key = (*size, device)
         if key not in self._plans:
+            if len(self._plans) >= MOST_PLANS:  # serving images of any size must not fill the memory
+                self._plans.pop(next(iter(self._plans)))
             make = [WindowPlan(size, self.window_size, self.partition, shifted, device) for shifted in (False, True)]
             self._plans[key] = (make[0], make[1])
         return self._plans[key]

@@ -29,7 +29,7 @@ def load_punet_backbone(network: PUNet, path: str | os.PathLike) -> list[str]:
         path: a state dict (``model.pt``), read without executing code (``weights_only``).
 
     Returns:
-        The classes of the network whose prompts were in the file.
+        The classes whose prompts the file holds. Those that the network has not got are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -48,8 +48,8 @@ def load_punet_backbone(network: PUNet, path: str | os.PathLike) -> list[str]:
     state = state.get("model", state) if isinstance(state, Mapping) else {}
     own = network.state_dict()
     shared = [n for n in own if not n.startswith((CLASS_PREFIX, "heads."))]
-    found = [c for c in network.prompts.names if any(n.startswith(f"{CLASS_PREFIX}{c}.") for n in state)]
-    wanted = shared + [n for c in found for n in own if n.startswith(f"{CLASS_PREFIX}{c}.")]
+    held = list(dict.fromkeys(n.split(".")[2] for n in state if n.startswith(CLASS_PREFIX)))
+    wanted = shared + [n for c in held for n in own if n.startswith(f"{CLASS_PREFIX}{c}.")]
     wrong = [n for n in wanted if not isinstance(state.get(n), Tensor) or state[n].shape != own[n].shape]
     if wrong:
         raise ValueError(
@@ -57,7 +57,7 @@ def load_punet_backbone(network: PUNet, path: str | os.PathLike) -> list[str]:
             f"({', '.join(wrong[:3])}). Use the network settings that the file was trained with"
         )
     network.load_state_dict({n: state[n] for n in wanted}, strict=False)
-    return found
+    return held
 
 
 def load_punet(

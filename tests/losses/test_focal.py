@@ -108,7 +108,7 @@ def test_wrong_arguments_are_explained():
         loss(logits, label, torch.ones(3, 3))
     with pytest.raises(ValueError, match="annotated must be"):
         loss(logits, label, annotated=torch.ones(2))
-    with pytest.raises(ValueError, match="gamma must not be negative"):
+    with pytest.raises(ValueError, match="gamma must be 0 or at least 1"):
         SampleWeightedFocalLoss(gamma=-1.0)
     with pytest.raises(ValueError, match="must not be positive"):
         SampleWeightedFocalLoss(log_floor=1.0)
