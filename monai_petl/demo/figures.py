@@ -30,6 +30,8 @@ def overlay_figure(
 ) -> Figure:
     """One row a case: the slice that shows most of the last class, then each label map over it.
 
+    Slices are shown as radiologists do, with the patient's right on the left.
+
     Args:
         cases: cases with ``image``.
         maps: for each case, label maps (H, W, D) with the value k for the k-th class.
@@ -48,16 +50,16 @@ def overlay_figure(
         zooms = canonical.header.get_zooms()
         for column, ax in enumerate(axes[row]):
             shape = {"origin": "lower", "aspect": zooms[1] / zooms[0]}
-            ax.imshow(image[..., z].T, cmap="gray", vmin=low, vmax=high, **shape)
+            ax.imshow(image[::-1, :, z].T, cmap="gray", vmin=low, vmax=high, **shape)
             if column:
-                label = np.ma.masked_equal(labels[column - 1][..., z].T, 0)
+                label = np.ma.masked_equal(labels[column - 1][::-1, :, z].T, 0)
                 ax.imshow(label, cmap=colours, vmin=1, vmax=len(classes), alpha=0.6, interpolation="nearest", **shape)
             if row == 0:
                 ax.set_title(("image", *titles)[column], fontsize=10, color=INK)
             ax.set_axis_off()
     handles = [Patch(color=_colour(k), label=name) for k, name in enumerate(classes)]
     figure.legend(handles=handles, loc="lower center", ncol=min(len(classes), 6), frameon=False, fontsize=9)
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.09, wspace=0.03, hspace=0.04)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.07, wspace=0.03, hspace=0.04)
     return figure
 
 

@@ -56,8 +56,9 @@ def write_report(
     for case in shown:
         label = _canonical(case["label"])
         reference = sum(((label == ids[name]) * k for k, name in enumerate(classes, 1)), np.zeros_like(label))
-        found = [_canonical_map(root / name, case["image"]) for name in ("segmentations", "segmentations_full")]
-        maps.append([reference, *found])
+        found = _canonical_map(root / "segmentations", case["image"])
+        alone = _canonical_map(root / "segmentations_full", case["image"])  # 1 is the new class there
+        maps.append([reference, found, alone * len(classes)])
     runs = root / "bundle" / "eval"
     folders = {
         "pre-training on the base classes": runs / "pretrain" / "tensorboard",

@@ -133,7 +133,7 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     """Pre-train, then teach the new class twice: by its prompts, and by training everything for comparison."""
     models, logs = steps.bundle / "models", steps.bundle / "eval"
     both = {**settings.training(), "dataset_dir": str(folder), "seed": seed}
-    schedule = {"epochs": 8, "epoch_length": max(1, round(50 * effort)), "val_interval": 4, "lr_schedule": "one_cycle"}
+    schedule = {"epochs": 8, "epoch_length": max(1, round(40 * effort)), "val_interval": 4, "lr_schedule": "one_cycle"}
     rates = {"body_lr": 0.001, "prompt_lr": 0.005}
     steps.bundle_run(
         "pre-training",

@@ -104,16 +104,16 @@ def adapt_punet(
     chosen = punet_variant(variant, class_name, init)
     if chosen.pretrained and pretrained_path is not None:
         found = load_punet_backbone(network, pretrained_path)
-        forgotten = [name for name in found if name not in network.classes]
-        if forgotten:
-            raise ValueError(
-                f"{pretrained_path} also holds {', '.join(forgotten)}, which would be lost; add them to base_classes"
-            )
         missing = [name for name in network.classes if name not in (*found, class_name)]
         if missing:
             raise ValueError(
                 f"{pretrained_path} holds no prompts of {', '.join(missing)}; it has: {', '.join(found) or 'none'}. "
                 "Give the classes it was pre-trained on as base_classes"
+            )
+        forgotten = [name for name in found if name not in network.classes]
+        if forgotten:
+            raise ValueError(
+                f"{pretrained_path} also holds {', '.join(forgotten)}, which would be lost; add them to base_classes"
             )
     adapt(network, chosen.methods, chosen.also_train, name=class_name)
     network.active_classes = [class_name]
