@@ -16,11 +16,18 @@ env: .venv/ready
 demo: env
 	$(BIN)/python -m monai_petl demo --out demo $(if $(DATA),--data "$(DATA)")
 
+# One thread: small tensors gain nothing from more, and lose a great deal on a busy machine.
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # small tensors gain nothing from threads, and lose on a busy machine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# The MR table of docs/results.md, from the folder of the hippocampus data: make results DATA=path
+results: env
+	$(BIN)/python benchmarks/punet_results.py pretrain hippocampus --data "$(DATA)" --out results/hippocampus
+	$(BIN)/python benchmarks/punet_results.py adapt hippocampus --data "$(DATA)" --out results/hippocampus
+	$(BIN)/python benchmarks/punet_results.py table results/hippocampus
 
 docs: env
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

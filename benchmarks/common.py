@@ -91,25 +91,42 @@ class Products:
             handle.remove()
         return found
 
-    def timings(self) -> dict[str, tuple[int, dict[str, Callable[[], object]]]]:
-        """For each size its count, and ways to compute it in different memory layouts, into memory that is there."""
-        timings: dict[str, tuple[int, dict[str, Callable[[], object]]]] = {}
-        for key, count in self.convolutions.items():
-            timings[f"conv {key}"] = count, _convolutions(*key)
-        for key, count in self.linears.items():
-            timings[f"linear {key}"] = count, _linears(*key)
-        for batch, queries, keys, width in self.attentions:
-            count, size = self.attentions[batch, queries, keys, width], (batch, queries, keys, width)
-            timings[f"attention scores {size}"] = count, ways_of_products(batch, queries, width, keys)
-            timings[f"attention values {size}"] = count, ways_of_products(batch, queries, keys, width)
-        return timings
+    def ways(self) -> dict[tuple[str, tuple], dict[str, Callable[[], object]]]:
+        """Each product in different memory layouts, into memory that is there already: (kind, size) -> layout -> call."""
+        ways: dict[tuple[str, tuple], dict[str, Callable[[], object]]] = {}
+        for key in self.convolutions:
+            ways["conv", key] = _ways_of_convolution(*key)
+        for key in self.linears:
+            ways["linear", key] = _ways_of_linear(*key)
+        for key in self.attentions:
+            batch, queries, keys, width = key
+            ways["scores", key] = ways_of_products(batch, queries, width, keys)
+            ways["values", key] = ways_of_products(batch, queries, keys, width)
+        return ways
+
+    def runs(self) -> dict[str, Callable[[], object]]:
+        """All of :meth:`ways` under names, for :func:`interleaved`."""
+        return {f"{case} {layout}": run for case, layouts in self.ways().items() for layout, run in layouts.items()}
+
+    def floor(self, seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+        """Seconds of every repetition by kind, each product in its fastest layout, from the times of :meth:`runs`."""
+        repeats = len(next(iter(seconds.values())))
+        floor = {kind: [0.0] * repeats for kind in ("conv", "linear", "attention")}
+        for kind, sizes in (
+            ("conv", self.convolutions),
+            ("linear", self.linears),
+            ("scores", self.attentions),
+            ("values", self.attentions),
+        ):
+            total = floor[kind if kind in floor else "attention"]
+            for key, count in sizes.items():
+                best = min((s for name, s in seconds.items() if name.startswith(f"{(kind, key)} ")), key=min)
+                total[:] = (t + count * b for t, b in zip(total, best, strict=True))
+        return floor
 
     def seconds(self, repeats: int) -> dict[str, float]:
-        """Convolutions, linear layers and attention products: fewest seconds of the best layout, summed over all."""
-        totals = {"conv": 0.0, "linear": 0.0, "attention": 0.0}
-        for name, (count, ways) in self.timings().items():
-            totals[name.split()[0]] += count * min(map(min, interleaved(ways, repeats).values()))
-        return totals
+        """Fewest seconds of convolutions, linear layers and attention products, measured now."""
+        return {kind: min(times) for kind, times in self.floor(interleaved(self.runs(), repeats)).items()}
 
     def flops(self) -> float:
         """Multiplications and additions."""
@@ -121,7 +138,9 @@ class Products:
         return total + sum(4 * count * b * n * m * c for (b, n, m, c), count in self.attentions.items())
 
 
-def _convolutions(image: Sequence[int], kernel: Sequence[int], stride: tuple, padding: tuple) -> dict[str, Callable]:
+def _ways_of_convolution(
+    image: Sequence[int], kernel: Sequence[int], stride: tuple, padding: tuple
+) -> dict[str, Callable]:
     planar, weight = torch.randn(image), torch.randn(kernel)
     last, weight_last = (t.contiguous(memory_format=torch.channels_last) for t in (planar, weight))
     return {
@@ -130,7 +149,7 @@ def _convolutions(image: Sequence[int], kernel: Sequence[int], stride: tuple, pa
     }
 
 
-def _linears(rows: int, inputs: int, outputs: int) -> dict[str, Callable]:
+def _ways_of_linear(rows: int, inputs: int, outputs: int) -> dict[str, Callable]:
     x, weight, out = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.empty(rows, outputs)
     transposed = weight.T.contiguous()
     return {

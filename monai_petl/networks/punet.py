@@ -63,7 +63,7 @@ class PUNet(nn.Module):
         tokens_per_class: prompt tokens T of a class and sub-block.
         prompt_depth: levels that get tokens, see :class:`monai_petl.networks.prompts.PromptSet`.
         prompting: ``"separate"`` passes for each class (batched) or ``"joint"``, one pass that attends to the tokens of all
-            classes. Joint is about as fast for eight classes as for one, but the classes influence each other.
+            classes. Eight joint classes cost less than two passes, but the classes influence each other.
         partition: ``"grid"`` or ``"block"`` windows, see :class:`monai_petl.networks.windows.WindowPlan`.
         arithmetic: ``"corrected"``, or ``"published"`` for numerical parity with the paper's code (slower; grid windows).
         similarity: aggregation of the head, see :class:`monai_petl.networks.heads.SimilarityHead`.
