@@ -13,8 +13,9 @@ env: .venv/ready
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+# Threads that wait must not spin: on a machine that does other work too, training would be many times slower.
 demo: env
-	$(BIN)/python -m monai_petl demo --out demo $(if $(DATA),--data "$(DATA)")
+	OMP_WAIT_POLICY=passive $(BIN)/python -m monai_petl demo --out demo $(if $(DATA),--data "$(DATA)")
 
 # One thread: small tensors gain nothing from more, and lose a great deal on a busy machine.
 test: env
