@@ -68,8 +68,8 @@ def main(batch_size: int = 4, repeats: int = 7, threads: int = 1, size: int = 22
             markdown(("floor, by kind", "ms a slice"), parts),
         ],
         f"The default network runs at {100 * share[DEFAULT]:.0f} % of the machine's own rate for its {gflop:.1f} GFLOP a "
-        f"slice (the contract is 45 %), {1 / share[DEFAULT]:.2f} times the floor, and {speed[DEFAULT]:.1f} times as fast "
-        f"as the literal pass (the contract is 3).",
+        f"slice (the target is 45 %), {1 / share[DEFAULT]:.2f} times the floor, and {speed[DEFAULT]:.1f} times as fast "
+        f"as the literal pass (the target is 3).",
         {
             "batch_size": batch_size,
             "repeats": repeats,
