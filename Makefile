@@ -22,7 +22,7 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -X warn_default_encoding -m pytest
 
 # The MR table of docs/results.md, from the folder of the hippocampus data: make results DATA=path
 results: env

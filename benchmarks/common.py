@@ -189,7 +189,7 @@ def report(name: str, tables: Sequence[str], reading: str, record: dict[str, Any
     print("\n\n".join([*tables, reading]))
     RESULTS.mkdir(exist_ok=True)
     whole = {**circumstances(), **record, "tables": list(tables), "reading": reading}
-    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=4, ensure_ascii=False) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def circumstances() -> dict[str, Any]:
@@ -208,7 +208,7 @@ def circumstances() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -58,7 +58,9 @@ def main(repeats: int = 7) -> None:
 
 def _run(libraries: list[str]) -> dict:
     script = SCRIPT.format(libraries=libraries)
-    return json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    return json.loads(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=True).stdout
+    )
 
 
 if __name__ == "__main__":

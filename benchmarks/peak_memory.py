@@ -38,7 +38,7 @@ def main(variant: str, batch_size: int = 4, size: int = 224, threads: int = 1) -
 
 def _peak() -> int:
     """Largest resident size so far. ``ru_maxrss`` would include that of the process that started this one."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 

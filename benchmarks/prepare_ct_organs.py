@@ -31,7 +31,10 @@ def prepare(source: str, out: str) -> None:
     root, target = Path(source), Path(out)
     image = nib.load(root / "images" / "ct_abdomen.nii.gz")
     labels = np.asarray(nib.load(root / "labels" / "ct_abdomen.nii.gz").dataobj)
-    names = {name: int(value) for value, name in json.loads((root / "labels.json").read_text())["labels"].items()}
+    names = {
+        name: int(value)
+        for value, name in json.loads((root / "labels.json").read_text(encoding="utf-8"))["labels"].items()
+    }
     merged = np.zeros(labels.shape, np.uint8)
     for index, parts in enumerate(MERGED.values(), 1):
         merged[np.isin(labels, [names[part] for part in parts])] = index
@@ -55,7 +58,7 @@ def prepare(source: str, out: str) -> None:
         "validation": [],
         "test": cases["right"],
     }
-    (target / "dataset.json").write_text(json.dumps(contents, indent=4) + "\n")
+    (target / "dataset.json").write_text(json.dumps(contents, indent=4) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

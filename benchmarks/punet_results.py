@@ -109,7 +109,7 @@ def pretrain(setting: str, data: str, out: str, seed: int = 0, **overrides: Any)
         **_circumstances(),
         **overrides,
     }
-    (Path(out) / "pretrain.json").write_text(json.dumps(record, indent=4) + "\n")
+    (Path(out) / "pretrain.json").write_text(json.dumps(record, indent=4) + "\n", encoding="utf-8")
     print(json.dumps(record))
 
 
@@ -127,7 +127,9 @@ def adapt(
     chosen, root, log = SETTINGS[setting], _bundle_copy(out), Path(out) / "runs.jsonl"
 
     def done() -> set[tuple[str, int | None, int]]:  # several processes may fill one table
-        return {_key(json.loads(line)) for line in log.read_text().splitlines()} if log.exists() else set()
+        return (
+            {_key(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()} if log.exists() else set()
+        )
 
     for count in counts:
         for seed in seeds:
@@ -141,14 +143,14 @@ def adapt(
                     "pretrained_path": str(root / "models/model.pt"),
                 }
                 record = _adapt_once(root, data, {**options, **overrides}, section)
-                with log.open("a") as file:
+                with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 print(json.dumps(record), flush=True)
 
 
 def table(out: str) -> None:
     """Print the table of OUT/runs.jsonl in Markdown: mean and standard deviation over the seeds."""
-    runs = [json.loads(line) for line in (Path(out) / "runs.jsonl").read_text().splitlines()]
+    runs = [json.loads(line) for line in (Path(out) / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
     counts = list(dict.fromkeys(run["labelled"] for run in runs))
     print("| variant | trained | " + " | ".join(f"{c or 'all'} volumes" for c in counts) + " | s |")
     print("| --- " * (len(counts) + 3) + "|")

@@ -96,7 +96,9 @@ def main(batch_size: int = 4, repeats: int = 5, threads: int = 1, size: int = 22
 def _peak(variant: str, batch_size: int, size: int, threads: int) -> dict[str, int]:
     script = Path(__file__).with_name("peak_memory.py")
     options = [f"--batch_size={batch_size}", f"--size={size}", f"--threads={threads}"]
-    result = subprocess.run([sys.executable, script, variant, *options], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, script, variant, *options], capture_output=True, encoding="utf-8", check=True
+    )
     return json.loads(result.stdout)
 
 

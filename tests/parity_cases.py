@@ -24,7 +24,7 @@ Expected = Mapping[str, np.ndarray]
 
 def load_cases(folder: str, kind: str | None = None) -> list[Case]:
     """The cases of `tests/parity/<folder>`, those of one `kind` when it is given, in the file's order."""
-    cases = json.loads((PARITY_FOLDER / folder / "cases.json").read_text())
+    cases = json.loads((PARITY_FOLDER / folder / "cases.json").read_text(encoding="utf-8"))
     return [case for case in cases if kind is None or case["kind"] == kind]
 
 

@@ -298,7 +298,7 @@ def bad_files(path: Path, kind: str) -> Path:
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
-        path.write_text("this is no adapter\n" * 20)
+        path.write_text("this is no adapter\n" * 20, encoding="utf-8")
     elif kind == "foreign":
         save_file({"weight": torch.zeros(2)}, path, {"format": "pt"})
     elif kind == "foreign without header":
@@ -441,7 +441,7 @@ def test_a_name_that_is_taken_is_refused_and_another_may_be_given(backbone, tmp_
 
 @pytest.mark.parametrize("place", ["file/adapter.safetensors", "file/folder/adapter.safetensors", "folder"])
 def test_a_place_that_cannot_be_written_to_is_named_and_nothing_is_half_written(backbone, place, tmp_path):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     before = sorted(p.name for p in tmp_path.rglob("*"))
     with pytest.raises(OSError, match="cannot write the adapter to") as error:

@@ -48,12 +48,12 @@ def document(request: pytest.FixtureRequest) -> Path:
 
 def prose(document: Path) -> str:
     """The text without fenced blocks."""
-    return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S)
+    return re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 def blocks(document: Path, language: str) -> list[str]:
     """The fenced blocks of a language."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), flags=re.M | re.S)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), flags=re.M | re.S)
     return [text for name, text in fenced if name == language]
 
 
@@ -98,7 +98,7 @@ def test_every_name_of_the_package_in_the_text_exists(document):
 
 
 def test_every_test_in_the_text_exists(document):
-    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", prose(document)):
         assert f"def {name}(" in sources, f"{name_of(document)}: {name}"
 
@@ -112,7 +112,7 @@ def test_python_examples_run(example, tmp_path, monkeypatch):
     monkeypatch.setattr(Method, "registry", dict(Method.registry))
     source = blocks(example, "python")
     assert source
-    Path("example.py").write_text("\n".join(source))
+    Path("example.py").write_text("\n".join(source), encoding="utf-8")
     runpy.run_path("example.py", run_name="example")
 
 
@@ -146,7 +146,7 @@ def config_of(folder: Path, value: str) -> dict[str, object]:
     files = [part.strip("[]' ") for part in value.split(",")]
     merged: dict[str, object] = {}
     for file in files:
-        merged |= json.loads((folder / file).read_text())
+        merged |= json.loads((folder / file).read_text(encoding="utf-8"))
     return merged
 
 
@@ -199,7 +199,7 @@ def test_package_commands_have_verbs_and_options_that_exist(document_name, folde
 def rows(document: Path, heading: str) -> list[list[str]]:
     """Cells of the tables under a heading, up to the next one of the same or a higher level."""
     level = heading.split(" ")[0]
-    text = document.read_text().split(f"\n{heading}\n", 1)[1]
+    text = document.read_text(encoding="utf-8").split(f"\n{heading}\n", 1)[1]
     text = re.split(rf"^#{{1,{len(level)}}} ", text, maxsplit=1, flags=re.M)[0]
     lines = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("| `")]
     return [[cell.strip() for cell in line] for line in lines]
@@ -207,7 +207,7 @@ def rows(document: Path, heading: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("config", ["train.json", "pretrain.json", "evaluate.json", "inference.json"])
 def test_tables_of_options_show_the_ids_and_defaults_of_the_configs(config):
-    written = json.loads((BUNDLE / "configs" / config).read_text())
+    written = json.loads((BUNDLE / "configs" / config).read_text(encoding="utf-8"))
     table = rows(CARD, f"### `configs/{config}`")
     assert table
     for name, default, _ in table:
@@ -216,8 +216,8 @@ def test_tables_of_options_show_the_ids_and_defaults_of_the_configs(config):
 
 
 def test_pretraining_has_the_ids_that_the_model_card_says_it_shares_with_training():
-    pretraining = json.loads((BUNDLE / "configs" / "pretrain.json").read_text())
-    section = CARD.read_text().split("### `configs/pretrain.json`\n")[1]
+    pretraining = json.loads((BUNDLE / "configs" / "pretrain.json").read_text(encoding="utf-8"))
+    section = CARD.read_text(encoding="utf-8").split("### `configs/pretrain.json`\n")[1]
     missing = set(re.findall(r"`(\w+)`", section.split("New or different")[0]))
     different = {row[0] for row in rows(CARD, "### `configs/pretrain.json`")}
     for name, default, _ in rows(CARD, "### `configs/train.json`"):

@@ -73,7 +73,7 @@ def test_adapter_inspect_tells_what_a_file_holds(run: Run, tmp_path: Path) -> No
 
 def test_adapter_inspect_names_a_file_that_is_no_adapter(run: Run, tmp_path: Path) -> None:
     assert "no adapter file" in error_of(run, "adapter", "inspect", tmp_path / "none.safetensors")
-    (tmp_path / "text").write_text("no adapter")
+    (tmp_path / "text").write_text("no adapter", encoding="utf-8")
     assert "is not an adapter file" in error_of(run, "adapter", "inspect", tmp_path / "text")
 
 
@@ -109,11 +109,11 @@ def test_data_errors_are_one_sentence(run: Run, tmp_path: Path) -> None:
 
 
 def test_demo_errors_are_one_sentence(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     data = make_phantom_dataset(tmp_path / "data", 2, 1, 0, 0, (16, 16, 2))
     assert "the data lies inside" in error_of(run, "demo", "--out", tmp_path, "--data", data)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("mine")
+    (tmp_path / "full" / "file").write_text("mine", encoding="utf-8")
     assert "holds something that is no demo" in error_of(run, "demo", "--out", tmp_path / "full", "--data", data)
     assert "names no folder" in error_of(run, "demo", "--out", tmp_path / "demo", "--data", tmp_path / "none")
 

@@ -77,7 +77,7 @@ def demo(
     _train(steps, folder, settings, effort, seed)
     _segment(steps, folder, settings, section)
     summary = _measure(steps, folder, settings, cases)
-    (root / "summary.json").write_text(json.dumps(summary, indent=4) + "\n")
+    (root / "summary.json").write_text(json.dumps(summary, indent=4) + "\n", encoding="utf-8")
     report = write_report(root, folder, summary, cases, steps.commands)
     dice, new = summary["dice"], settings.new_class
     _say(f"\nDice of {new}: {dice['prompt'][new]:.3f} by its prompts, {dice['full'][new]:.3f} by full fine-tuning")

@@ -41,6 +41,6 @@ def test_errors_name_the_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no id 'channel'; its ids are: imports, .*channels"):
         network_of_config(BUNDLE, channel=3)
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"lr": 1}))
+    config.write_text(json.dumps({"lr": 1}), encoding="utf-8")
     with pytest.raises(ValueError, match="describes no network; one of the ids adapted_network, network, network_def"):
         network_of_config(config)

@@ -97,15 +97,15 @@ def test_bad_training_case_is_named(kind: str, tmp_path: Path, broken: Path, pre
 
 
 def test_bad_validation_case_is_named_before_training(tmp_path: Path, broken: Path) -> None:
-    cases = json.loads((broken / "dataset.json").read_text())["validation"]
+    cases = json.loads((broken / "dataset.json").read_text(encoding="utf-8"))["validation"]
     (broken / cases[0]["label"]).unlink()
     refusal("pretrain", tmp_path / "run", broken, rf"{Path(cases[0]['label']).name} is missing")
 
 
 def test_training_case_without_a_label_is_named(tmp_path: Path, broken: Path) -> None:
-    contents = json.loads((broken / "dataset.json").read_text())
+    contents = json.loads((broken / "dataset.json").read_text(encoding="utf-8"))
     del contents["training"][0]["label"]
-    (broken / "dataset.json").write_text(json.dumps(contents))
+    (broken / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
     refusal("pretrain", tmp_path / "run", broken, rf"{Path(contents['training'][0]['image']).name} has no label")
 
 
@@ -118,15 +118,15 @@ def test_class_that_no_label_holds_is_named(tmp_path: Path, broken: Path, pretra
 
 
 def test_unlabelled_case_cannot_be_evaluated(tmp_path: Path, broken: Path, tuned: Trained) -> None:
-    contents = json.loads((broken / "dataset.json").read_text())
+    contents = json.loads((broken / "dataset.json").read_text(encoding="utf-8"))
     contents["test"] = [case["image"] for case in contents["test"]]
-    (broken / "dataset.json").write_text(json.dumps(contents))
+    (broken / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
     overrides = {"eval_section": "test", "ckpt_path": str(tuned.model)}
     refusal("evaluate", tmp_path / "run", broken, "has no label", **overrides)
 
 
 def test_damaged_dataset_json_is_named(tmp_path: Path, broken: Path) -> None:
-    (broken / "dataset.json").write_text('{"training": [')
+    (broken / "dataset.json").write_text('{"training": [', encoding="utf-8")
     refusal("pretrain", tmp_path / "run", broken, r"dataset\.json cannot be read as JSON")
 
 
@@ -262,7 +262,7 @@ def test_output_that_cannot_be_written_is_named_before_training(
     key: str, tmp_path: Path, data: Path, pretrained: Trained
 ) -> None:
     file = tmp_path / "file"
-    file.write_text("in the way")
+    file.write_text("in the way", encoding="utf-8")
     paths = {name: str(tmp_path / name) for name in ("output_dir", "ckpt_dir", "adapter_dir")}
     paths[key] = str(file / "folder")
     with pytest.raises(Exception) as error:  # noqa: PT011
@@ -272,7 +272,7 @@ def test_output_that_cannot_be_written_is_named_before_training(
 
 
 def test_inference_names_an_output_folder_that_cannot_be_written(tmp_path: Path, data: Path, tuned: Trained) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     overrides = {"class_names": ["kidney"], "ckpt_path": str(tuned.model)}
     refusal("inference", tmp_path, data, str(tmp_path / "file"), output_dir=str(tmp_path / "file" / "out"), **overrides)
 
@@ -282,7 +282,7 @@ def test_command_line_ends_with_an_error_code_and_the_sentence(tmp_path: Path) -
     settings = {**TRAINING, "bundle_root": tmp_path, "dataset_dir": tmp_path / "none", "num_workers": 0}
     arguments = command("-m", "monai.bundle", "run", config_file=config_files(BUNDLE, "pretrain")[0], **settings)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert f"dataset_dir names no folder: {tmp_path / 'none'}" in done.stderr
     assert not files_below(tmp_path)

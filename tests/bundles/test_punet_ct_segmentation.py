@@ -39,7 +39,7 @@ RUNNABLE = ("pretrain", "train", "evaluate", "inference")
 
 
 def raw(name: str) -> dict[str, Any]:
-    return json.loads((BUNDLE / "configs" / f"{name}.json").read_text())
+    return json.loads((BUNDLE / "configs" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 METADATA = raw("metadata")
@@ -85,7 +85,7 @@ def test_json_is_in_the_model_zoos_form(path: Path) -> None:
         assert len(dict(pairs)) == len(pairs), f"a key stands twice: {[key for key, _ in pairs]}"
         return dict(pairs)
 
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     contents = json.loads(text, object_pairs_hook=no_duplicates)
     assert text == json.dumps(contents, indent=4, ensure_ascii=False) + "\n"
     with warnings.catch_warnings():
@@ -95,7 +95,7 @@ def test_json_is_in_the_model_zoos_form(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_has_nothing_that_fails_on_another_machine(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert not re.search(r"/(home|Users|root|tmp|mnt)/|[A-Z]:\\\\", text)
     assert "scripts." not in text
     assert not re.search(r"cuda:\d", text)
@@ -107,14 +107,14 @@ def test_config_has_nothing_that_fails_on_another_machine(path: Path) -> None:
 
 def test_targets_come_from_monai_torch_ignite_or_this_package() -> None:
     for path in CONFIGS:
-        for key, value in items(json.loads(path.read_text())):
+        for key, value in items(json.loads(path.read_text(encoding="utf-8"))):
             if key == "_target_" and "." in value:
                 assert value.split(".")[0] in {"monai_petl", "monai", "torch", "ignite"}, value
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_override_config_is_short_and_repeats_nothing(name: str) -> None:
-    assert len((BUNDLE / "configs" / f"{name}.json").read_text().splitlines()) <= 60
+    assert len((BUNDLE / "configs" / f"{name}.json").read_text(encoding="utf-8").splitlines()) <= 60
     base = ConfigParser(raw("pretrain" if "pretrain" in name else "train"))
     same = [key for key, value in raw(name).items() if key in base and base[key] == value]
     assert not same
@@ -123,7 +123,7 @@ def test_override_config_is_short_and_repeats_nothing(name: str) -> None:
 def test_checkpoint_loaders_say_where_to_load_to() -> None:
     loaders = 0
     for path in CONFIGS:
-        for _, value in items(json.loads(path.read_text())):
+        for _, value in items(json.loads(path.read_text(encoding="utf-8"))):
             if isinstance(value, dict) and value.get("_target_", "").endswith(
                 ("CheckpointLoader", "ResumableTraining")
             ):
@@ -138,7 +138,7 @@ def test_readme_names_only_ids_that_exist() -> None:
         pytest.skip("the bundle has no docs/README.md")
     rows: list[str] = []
     inside = False
-    for line in readme.read_text().splitlines():
+    for line in readme.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         inside = line.startswith("|") and (inside or cells[0].lower() == "id")
         if inside:

@@ -264,7 +264,7 @@ def test_evaluation_of_base_classes_and_new_class_on_the_test_section(
     overrides = {"eval_classes": ["spleen", "kidney", "liver"], "eval_section": "test", "output_dir": str(tmp_path)}
     flow = run("evaluate", tuned.bundle, data, **overrides)
     assert 0 <= parsed(flow, "validate::evaluator").state.metrics["val_mean_dice"] <= 1
-    rows = (tmp_path / "val_mean_dice_raw.csv").read_text().splitlines()
+    rows = (tmp_path / "val_mean_dice_raw.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 3  # a head and two cases
     assert [len(row.replace(",", "\t").split("\t")) for row in rows] == [5, 5, 5]  # file, three classes, mean
 
@@ -303,7 +303,9 @@ def in_two_processes(config: str, settings: dict[str, Any], bundle: Path, data: 
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
     overrides = {**settings, "config_file": files, "bundle_root": bundle, "dataset_dir": data}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command(*torchrun, **overrides), cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command(*torchrun, **overrides), cwd=cwd, env=environment, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -346,10 +348,10 @@ run(config_file=config)
 
 @pytest.mark.slow
 def test_without_the_package_every_entry_point_says_what_to_install(tmp_path: Path, pretrained: Trained) -> None:
-    (tmp_path / "sitecustomize.py").write_text(MISSING_PACKAGE)
+    (tmp_path / "sitecustomize.py").write_text(MISSING_PACKAGE, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     script = [sys.executable, "-c", ENTRY_POINTS, str(pretrained.bundle)]
-    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     parts = done.stdout.split("ENTRY ")[1:]
     assert [part.split()[0] for part in parts] == ["run", "train", "verify", "export", "load"], done.stderr
     for part in parts:

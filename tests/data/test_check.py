@@ -41,7 +41,7 @@ def dataset(tmp_path: Path) -> Path:
         write(tmp_path / entry["label"], label_voxels())
         sections[section].append(entry)
     labels = {"0": "background", "1": "liver", "2": "spleen"}
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, **sections}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, **sections}), encoding="utf-8")
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def truncated_image(root: Path) -> None:
 
 
 def not_an_image(root: Path) -> None:
-    (root / "images/1.nii.gz").write_text("not an image")
+    (root / "images/1.nii.gz").write_text("not an image", encoding="utf-8")
 
 
 def missing_label(root: Path) -> None:
@@ -171,10 +171,10 @@ def test_a_class_outside_training_is_found(dataset):
 
 
 def test_a_case_in_two_sections_or_without_label_is_found(dataset):
-    contents = json.loads((dataset / "dataset.json").read_text())
+    contents = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
     contents["test"].append(contents["training"][0])
     contents["training"].append("images/3.nii.gz")
-    (dataset / "dataset.json").write_text(json.dumps(contents))
+    (dataset / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
     problems = check_dataset(dataset).problems
     assert "images/3.nii.gz is a training case without a label" in problems
     assert any("images/0.nii.gz is listed 2 times" in problem for problem in problems)
@@ -182,14 +182,14 @@ def test_a_case_in_two_sections_or_without_label_is_found(dataset):
 
 def test_files_without_partner_in_plain_folders_are_found(dataset):
     (dataset / "dataset.json").unlink()
-    (dataset / "labels.json").write_text('{"1": "liver", "2": "spleen"}')
+    (dataset / "labels.json").write_text('{"1": "liver", "2": "spleen"}', encoding="utf-8")
     (dataset / "labels/4.nii.gz").unlink()
     assert check_dataset(dataset).problems == ["images/4.nii.gz has no partner of that name"]
 
 
 def test_an_empty_or_unreadable_folder_is_reported(tmp_path):
     assert "holds no cases" in check_dataset(tmp_path).problems[0]
-    (tmp_path / "dataset.json").write_text("{")
+    (tmp_path / "dataset.json").write_text("{", encoding="utf-8")
     assert "cannot be read as JSON" in check_dataset(tmp_path).problems[0]
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         check_dataset(tmp_path / "nowhere")

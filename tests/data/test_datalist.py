@@ -23,7 +23,7 @@ def plain(root: Path, images: str, labels: str | None, count: int, ending: str =
 
 
 def decathlon(root: Path, **contents: object) -> Path:
-    (root / "dataset.json").write_text(json.dumps(contents))
+    (root / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
     return root
 
 
@@ -141,7 +141,7 @@ def test_it_is_evaluated_in_a_configuration(tmp_path):
     "text", ["{", "[]", '{"training": [{"label": "a.nii"}]}', '{"training": [{"image": ["a", "b"]}]}']
 )
 def test_a_broken_file_is_named(tmp_path, text):
-    (tmp_path / "dataset.json").write_text(text)
+    (tmp_path / "dataset.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"dataset\.json"):
         load_datalist(tmp_path)
 
@@ -161,7 +161,7 @@ def test_an_unknown_section_is_refused(tmp_path):
     ],
 )
 def test_class_names_are_read_in_both_directions(tmp_path, file, contents):
-    (tmp_path / file).write_text(json.dumps(contents))
+    (tmp_path / file).write_text(json.dumps(contents), encoding="utf-8")
     assert list(class_names(tmp_path).items()) == [("liver", 1), ("spleen", 2)]
 
 

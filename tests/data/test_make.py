@@ -104,7 +104,7 @@ def test_the_result_is_a_sound_split_data_set(source):
         "labelsTr",
         "labelsTs",
     ]
-    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 7
+    assert json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["numTraining"] == 7
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"])

@@ -95,7 +95,7 @@ def test_the_written_data_set_is_whole_and_can_be_scored(tmp_path):
 
 
 def test_an_occupied_folder_is_left_as_it_is(tmp_path):
-    (tmp_path / "mine.txt").write_text("keep")
+    (tmp_path / "mine.txt").write_text("keep", encoding="utf-8")
     with pytest.raises(FileExistsError, match="not an empty folder"):
         make(tmp_path, 1, 0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -23,9 +23,9 @@ HIPPOCAMPUS = Path(__file__).parents[2] / "../shared/data/mr_hippocampus"
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantoms of which, as in the Decathlon, the test cases have no labels."""
     folder = make_phantom_dataset(tmp_path_factory.mktemp("demo") / "data", 3, 1, 1, 0, (32, 32, 5), (8.0, 8.0, 10.0))
-    contents = json.loads((folder / "dataset.json").read_text())
+    contents = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     contents["test"] = [case["image"] for case in contents["test"]]
-    (folder / "dataset.json").write_text(json.dumps(contents))
+    (folder / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
     return folder
 
 
@@ -37,7 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.mark.slow
 def test_demo_writes_a_report_with_its_pictures(report: Path) -> None:
-    page = report.read_text()
+    page = report.read_text(encoding="utf-8")
     assert len(re.findall(r'<img alt="\w+" src="data:image/png;base64,[A-Za-z0-9+/=]{1000,}"', page)) == 3
     assert {"overlays.png", "dice.png", "curves.png"} <= {path.name for path in report.parent.glob("*.png")}
     assert "kidney" in page
@@ -46,7 +46,7 @@ def test_demo_writes_a_report_with_its_pictures(report: Path) -> None:
 
 @pytest.mark.slow
 def test_demo_measures_what_it_claims(report: Path) -> None:
-    summary = json.loads((report.parent / "summary.json").read_text())
+    summary = json.loads((report.parent / "summary.json").read_text(encoding="utf-8"))
     assert summary["base_classes_unchanged"] is True
     assert summary["trained"]["prompt"] == 57_344
     assert summary["body"] == 6_758_304
@@ -58,14 +58,14 @@ def test_demo_measures_what_it_claims(report: Path) -> None:
 
 @pytest.mark.slow
 def test_commands_of_the_report_name_configs_and_ids_that_exist(report: Path) -> None:
-    page = report.read_text().replace("&#x27;", "'").replace("&quot;", '"')
+    page = report.read_text(encoding="utf-8").replace("&#x27;", "'").replace("&quot;", '"')
     commands = re.findall(r"<pre>(python -m monai\.bundle run .*?)</pre>", page, re.S)
     assert len(commands) == 5
     for text in commands:
         words = shlex.split(text)
         assert words[:4] == ["python", "-m", "monai.bundle", "run"]
         given = {key.removeprefix("--"): value for key, value in zip(words[4::2], words[5::2], strict=True)}
-        config = json.loads(Path(given.pop("config_file")).read_text())
+        config = json.loads(Path(given.pop("config_file")).read_text(encoding="utf-8"))
         assert given.keys() <= config.keys()
         for value in given.values():
             if value.startswith("["):
@@ -80,7 +80,7 @@ def test_demo_replaces_a_former_demo_but_not_before_its_data_are_found_good(repo
 
 
 def test_demo_refuses_a_folder_that_is_no_demo(tmp_path: Path, data: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(FileExistsError, match="no demo; choose another folder"):
         demo(str(tmp_path), str(data))
     assert (tmp_path / "thesis.tex").is_file()
@@ -133,12 +133,15 @@ def test_large_volumes_are_made_smaller(tmp_path: Path) -> None:
 
 def test_settings_need_two_classes_and_nifti(tmp_path: Path) -> None:
     folder = make_phantom_dataset(tmp_path / "data", 1, 0, 0, 0, (16, 16, 2))
-    contents = json.loads((folder / "dataset.json").read_text())
-    (folder / "dataset.json").write_text(json.dumps({**contents, "labels": {"0": "background", "1": "liver"}}))
+    contents = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    (folder / "dataset.json").write_text(
+        json.dumps({**contents, "labels": {"0": "background", "1": "liver"}}), encoding="utf-8"
+    )
     with pytest.raises(DataError, match="has 1 class; the demo needs at least two"):
         settings_for(folder)
     (folder / "dataset.json").write_text(
-        json.dumps({**contents, "training": [{"image": "a.nrrd", "label": "b.nrrd"}], "validation": []})
+        json.dumps({**contents, "training": [{"image": "a.nrrd", "label": "b.nrrd"}], "validation": []}),
+        encoding="utf-8",
     )
     with pytest.raises(DataError, match=r"a\.nrrd is no NIfTI file"):
         settings_for(folder)
@@ -161,6 +164,6 @@ def test_dice_is_that_of_each_class_by_name(tmp_path: Path) -> None:
     predicted[2:], predicted[:1] = 1, 2
     for name, voxels in (("label", label), ("image", label), ("image_seg", predicted)):
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"1": "liver", "5": "spine"}}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"1": "liver", "5": "spine"}}), encoding="utf-8")
     case = {"image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz")}
     assert dice_by_class(tmp_path, tmp_path, [case], ["spine", "liver"]) == {"spine": 1.0, "liver": 0.6667}

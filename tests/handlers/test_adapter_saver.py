@@ -79,7 +79,7 @@ def test_an_adapter_is_chosen_by_name(tmp_path: Path) -> None:
 
 
 def test_place_that_cannot_be_written_is_named_before_the_first_epoch(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     saver = AdapterSaver(adapted(), tmp_path / "file" / "first.safetensors")
     with pytest.raises(OSError, match=r"cannot write the adapter to .*first\.safetensors"):
         saver.attach(Engine(lambda engine, batch: None))
