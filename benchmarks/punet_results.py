@@ -182,7 +182,7 @@ def _adapt_once(root: Path, data: str, options: dict[str, Any], section: str) ->
             **options,
             "ckpt_path": options["pretrained_path"],
             "adapter_dir": str(adapter.parent),
-            "eval_section": "test",
+            "eval_section": section,
         },
     )
     dice = scored.parser.get_parsed_content("validate::evaluator").state.metrics["val_mean_dice"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -114,7 +114,7 @@ def adapt(
         The same network.
 
     Raises:
-        ValueError: the name is taken, or a pattern matches nothing.
+        ValueError: the name is taken, a pattern matches nothing, or another adapter trains the same backbone tensor.
         TypeError: a method cannot handle the network.
     """
     with restored_on_error(network):
@@ -146,9 +146,9 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
         keep_frozen(network)
         record = AdapterRecord(list(methods), tuple(also_train), _trained_names(network))
         owned = adapter_module_names(network)
-        record.originals = {
-            n: before[n].cpu().clone() for n in record.tensors if n in before and not n.startswith(owned)
-        }
+        originals = [n for n in record.tensors if n in before and not n.startswith(owned)]
+        _refuse_shared(records, originals)
+        record.originals = {n: before[n].cpu().clone() for n in originals}
         records[name] = record
     except Exception:
         for method in reversed(attached):
@@ -159,6 +159,17 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
         _set_requires_grad(training, True)
         keep_frozen(network)
     return record
+
+
+def _refuse_shared(records: Mapping[str, AdapterRecord], tensors: Sequence[str]) -> None:
+    """A tensor of the backbone has one value: two adapters cannot both keep theirs in it."""
+    for name, record in records.items():
+        shared = [n for n in tensors if n in record.originals]
+        if shared:
+            raise ValueError(
+                f"adapter {name!r} trains {shared[0]} of the backbone already (and {len(shared) - 1} tensors more); remove it "
+                f"first with remove_adapter(network, {name!r}), or train on a backbone that was saved with it"
+            )
 
 
 @contextmanager
@@ -222,9 +233,10 @@ def adapter_module_names(network: nn.Module) -> tuple[str, ...]:
 
 
 def keep_frozen(network: nn.Module) -> None:
-    """Pin the normalisation and dropout layers of the frozen part to evaluation mode; release those that train.
+    """Pin the layers of the frozen part that behave otherwise in training to evaluation mode; release those that train.
 
-    A normalisation layer counts as trained when all its parameters are. A layer without parameters (dropout,
+    Such are normalisation, dropout, attention and recurrent layers of torch (they drop out by themselves) and spectral
+    normalisation (it iterates). A layer counts as trained when all its parameters are. A layer without parameters (dropout,
     normalisation without scale) goes with the nearest module around it that has some: it is live when all of them train.
     """
 
@@ -254,6 +266,9 @@ _PINNED = (
     nn.modules.instancenorm._InstanceNorm,
     nn.modules.dropout._DropoutNd,
     DropPath,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.utils.parametrizations._SpectralNorm,
 )
 
 

@@ -74,12 +74,14 @@ def save_adapter(
         The path.
 
     Raises:
-        ValueError: the network has no such adapter, or it is merged.
+        ValueError: the network has no such adapter, or it is merged or switched off.
         OSError: the place cannot be written to.
     """
     name, record = find_record(network, name)
     if record.merged:
         raise ValueError(f"adapter {name!r} is merged into the backbone; call unmerge(network) before saving it")
+    if not record.enabled:
+        raise ValueError(f"adapter {name!r} is switched off by disabled(); save it outside that block")
     header = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -317,12 +319,12 @@ def _refuse_merged(network: nn.Module) -> None:
 
 
 def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, str]:
-    """Name -> hash of every tensor that the adapter was trained against: all but its own and other adapters'."""
+    """Name -> hash of every tensor that the adapter was trained against: all but its own and those of other tasks.
+
+    What another adapter adds to the backbone itself (and not to a task such as a class) counts: it was trained on top.
+    """
     foreign = adapter_module_names(network)
     own = set(record.tensors) if record else set()
-    for other in adapters_of(network).values():
-        if other is not record:
-            own |= set(other.tensors) - set(other.originals)
     return {n: _hash(t) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
 
 

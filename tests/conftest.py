@@ -84,8 +84,6 @@ def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 class RankOneDelta(nn.Module):
     """The tensors of :class:`RankOne` for one linear layer; ``up`` starts at zero."""
 
-    is_adapter = True
-
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.randn(rank, linear.in_features))

@@ -153,6 +153,31 @@ def test_frozen_batch_norm_uses_its_stored_statistics_under_train(small_net):
     assert not small_net.stem[3].training
 
 
+class TorchLayers(nn.Module):
+    """Layers of torch that drop out, or iterate, by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+        self.recurrent = nn.LSTM(8, 8, num_layers=2, dropout=0.5, batch_first=True)
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.out(self.spectral(self.recurrent(x)[0]))
+
+
+def test_layers_of_torch_with_dropout_or_iterations_of_their_own_are_frozen_too():
+    network, x = TorchLayers(), torch.randn(3, 5, 8)
+    assert not torch.equal(network.train()(x), network.train()(x))
+    adapt(network, [], ["out"])
+    before = state_of(network)
+    train(network, lambda: network(x).square().mean())
+    assert differing(before, network.state_dict()) == {"out.weight", "out.bias"}
+    torch.testing.assert_close(network.train()(x), network.eval()(x))
+
+
 def test_norm_and_dropout_that_train_are_released(small_net):
     adapt(small_net, [], ["stem", "norm"])
     before = state_of(small_net)

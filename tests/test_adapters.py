@@ -681,22 +681,63 @@ def test_one_of_several_adapters_can_be_disabled(backbone):
     assert torch.equal(output(network), adapted)
 
 
-def test_adapters_that_train_the_same_tensors_are_disabled_together(backbone):
+def test_two_adapters_cannot_train_the_same_tensor_of_the_backbone(backbone):
     network = trained(backbone, [], ["norm"], name="first")
-    middle = output(network)
-    adapt(network, [], ["norm", "out"], name="second")
-    train(network, lambda: network(X).square().mean())
-    before, adapted = state_of(network), output(network.eval())
-    with disabled(network):
-        assert torch.equal(output(network), output(backbone))
+    before, adapted = state_of(network), output(network)
+    with pytest.raises(ValueError, match=r"'first' trains norm\.weight .*remove_adapter\(network, 'first'\)"):
+        adapt(network, [RankOne()], ["norm", "out"], name="second")
+    assert list(adapters_of(network)) == ["first"]
+    assert state_of(network).keys() == before.keys()
     assert differing(before, network.state_dict()) == set()
     assert torch.equal(output(network), adapted)
-    with disabled(network, "second"):
-        assert torch.equal(output(network), middle)
-    remove_adapter(network)
-    assert torch.equal(output(network), middle)
-    remove_adapter(network)
-    assert torch.equal(output(network), output(backbone))
+
+
+def test_a_disabled_adapter_is_not_saved(backbone, tmp_path):
+    network = trained(backbone, also_train=["norm"])
+    with disabled(network), pytest.raises(ValueError, match="switched off by disabled"):
+        save_adapter(network, tmp_path / "adapter.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_adapter_trained_on_top_of_another_needs_it(backbone, tmp_path):
+    network = trained(backbone, RankOne(), name="below")
+    save_adapter(network, tmp_path / "below.safetensors", name="below")
+    adapt(network, [], ["norm"], name="above")
+    train(network, lambda: network(X).square().mean())
+    save_adapter(network, tmp_path / "above.safetensors", name="above")
+    plain = copy.deepcopy(backbone)
+    with pytest.raises(AdapterFileError, match=r"has \d+ missing \(linear\.delta"):
+        load_adapter(plain, tmp_path / "above.safetensors")
+    load_adapter(plain, tmp_path / "below.safetensors")
+    load_adapter(plain, tmp_path / "above.safetensors")
+    assert torch.equal(output(plain.eval()), output(network.eval()))
+
+
+def test_disabled_shows_the_class_that_an_adapter_took_the_place_of(punet):
+    image = torch.rand(1, 1, 16, 16, 1)
+    punet.eval()
+    with torch.no_grad():
+        before, classes = punet(image), punet.classes
+    for method in (PromptTuning(classes[0]), ClassHead(classes[0])):
+        network = adapt(copy.deepcopy(punet), method, name="again")
+        with torch.no_grad():
+            adapted = network(image)
+            with disabled(network):
+                assert network.classes == classes
+                assert torch.equal(network(image), before)
+            assert torch.equal(network(image), adapted)
+            assert not torch.equal(adapted, before)
+            remove_adapter(network)
+            assert torch.equal(network(image), before)
+
+
+def test_disabled_shows_the_backbones_classes_when_only_the_new_one_was_active(punet):
+    known = punet.classes
+    network = adapt(punet, PromptTuning("new"), name="new")
+    network.active_classes = ["new"]
+    with disabled(network):
+        assert network.active_classes == known
+    assert network.active_classes == ["new"]
 
 
 def test_disabled_blocks_may_be_nested(backbone):

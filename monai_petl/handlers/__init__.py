@@ -3,6 +3,6 @@
 from monai_petl.handlers.adapter_saver import AdapterSaver
 from monai_petl.handlers.clip import GradientClipping
 from monai_petl.handlers.ranks import for_this_rank
-from monai_petl.handlers.resume import ResumableTraining
+from monai_petl.handlers.resume import BestMetric, ResumableTraining, require_checkpoint
 
-__all__ = ["AdapterSaver", "GradientClipping", "ResumableTraining", "for_this_rank"]
+__all__ = ["AdapterSaver", "BestMetric", "GradientClipping", "ResumableTraining", "for_this_rank", "require_checkpoint"]

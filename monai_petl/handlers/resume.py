@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from monai.handlers import CheckpointLoader, CheckpointSaver
 
-__all__ = ["ResumableTraining"]
+__all__ = ["BestMetric", "ResumableTraining", "require_checkpoint"]
 
 
 class ResumableTraining:
@@ -43,8 +44,7 @@ class ResumableTraining:
         resume_path: str | os.PathLike | None = None,
         map_location: str | torch.device | None = None,
     ) -> None:
-        if resume_path is not None and not Path(resume_path).is_file():
-            raise FileNotFoundError(f"resume_path names no checkpoint: {resume_path}")
+        require_checkpoint(resume_path)
         self.save_dir, self.interval = str(save_dir), interval
         self.objects = {name: thing for name, thing in objects.items() if thing is not None}
         self.file_prefix, self.resume_path, self.map_location = file_prefix, resume_path, map_location
@@ -72,3 +72,48 @@ class ResumableTraining:
                     f"{self.resume_path} is of a training of {steps} steps, this one is of {planned[name]}: a learning rate "
                     "schedule cannot change its length midway. Give the same epochs and epoch_length"
                 )
+
+
+def require_checkpoint(resume_path: str | os.PathLike | None) -> None:
+    """Refuse a path without a file before anything is built or written.
+
+    Raises:
+        FileNotFoundError: a path is given and there is no file.
+    """
+    if resume_path is not None and not Path(resume_path).is_file():
+        raise FileNotFoundError(f"resume_path names no checkpoint: {resume_path}")
+
+
+class BestMetric:
+    """The best key metric so far as a part of a checkpoint, so that a resumed training keeps what was better before.
+
+    An evaluator counts from nothing in every run: the first validation after a pause would be the best one and overwrite
+    the file of a better network.
+
+    Args:
+        evaluator: the evaluator of the validation.
+        handlers: its handlers, among them MONAI's saver of the best network.
+        files: what they write. Where one is not there any more, nothing is worth keeping and the count starts anew.
+
+    Example::
+
+        best = BestMetric(evaluator, evaluator_handlers, ["models/model.pt"])
+        ResumableTraining("checkpoints", {"model": network, "best": best})
+    """
+
+    def __init__(self, evaluator: Evaluator, handlers: Sequence[Any], files: Sequence[str | os.PathLike]) -> None:
+        self.evaluator, self.files = evaluator, list(files)
+        self.savers = [h for h in handlers if isinstance(h, CheckpointSaver)]
+
+    def state_dict(self) -> dict[str, float]:
+        """Value and epoch of the best validation; epoch -1 when there was none."""
+        state = self.evaluator.state
+        return {"metric": float(state.best_metric), "epoch": int(state.best_metric_epoch)}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Make it the one that the next validation must exceed."""
+        if state["epoch"] < 0 or not all(Path(file).is_file() for file in self.files):
+            return
+        self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["metric"], state["epoch"]
+        for saver in self.savers:
+            saver.load_state_dict({"_saved": [(state["metric"], "")]})

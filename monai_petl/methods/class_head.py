@@ -8,7 +8,7 @@ from typing import cast
 from torch import nn
 
 from monai_petl.adapt import Method
-from monai_petl.methods.prompt_tuning import class_replaced, punet_of, put_back
+from monai_petl.methods.prompt_tuning import class_replaced, punet_of, put_back, show_class
 from monai_petl.networks.heads import ConvHead
 
 __all__ = ["ClassHead"]
@@ -40,4 +40,4 @@ class ClassHead(Method):
         put_back(punet, self.class_name, before)
 
     def set_enabled(self, network: nn.Module, enabled: bool) -> None:
-        punet_of(network, "ClassHead").show(self.class_name, enabled)
+        show_class(punet_of(network, "ClassHead"), self.class_name, enabled)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from monai_petl.adapt import AdapterRecord, Method, adapters_of, named_tensors
 from monai_petl.adapters import save_adapter
 from monai_petl.networks import PUNet
 
-__all__ = ["PromptTuning", "class_replaced", "export_class", "punet_of", "put_back"]
+__all__ = ["PromptTuning", "class_replaced", "export_class", "punet_of", "put_back", "show_class"]
 
 Replaced = Sequence[tuple[nn.ModuleDict, int, nn.Module]]  # plain data: modules in it do not count as submodules
 
@@ -56,7 +56,7 @@ class PromptTuning(Method):
         put_back(punet, self.class_name, before)
 
     def set_enabled(self, network: nn.Module, enabled: bool) -> None:
-        punet_of(network, "PromptTuning").show(self.class_name, enabled)
+        show_class(punet_of(network, "PromptTuning"), self.class_name, enabled)
 
 
 def export_class(
@@ -77,8 +77,9 @@ def export_class(
         KeyError: the network has no prompts for the class.
     """
     records, prompts = adapters_of(network), network.prompts[class_name]
-    if class_name in records:
-        return save_adapter(network, path, notes, class_name)
+    for name, record in records.items():
+        if any(getattr(method, "class_name", None) == class_name for method in record.methods):
+            return save_adapter(network, path, notes, name)
     prefix = f"prompts.classes.{class_name}."
     method = PromptTuning(class_name, prompts.depth, own_background=prompts.background_tokens is not None)
     records[class_name] = AdapterRecord(
@@ -130,3 +131,20 @@ def put_back(punet: PUNet, name: str, before: Replaced) -> None:
         holder.clear()
         for key, value in items:
             holder[key] = value
+
+
+def show_class(punet: PUNet, name: str, shown: bool) -> None:
+    """Hide an adapter's class or show it again; what it took the place of is there meanwhile."""
+    holders = [holder for holder in (punet.prompts.classes, punet.heads) if name in holder]
+    now = [(holder, list(holder).index(name), holder[name]) for holder in holders]
+    other: Replaced = cast(Any, now[0][2]).replaced
+    if not other:
+        punet.show(name, shown)
+        return
+    for holder in holders:
+        del holder[name]
+    put_back(punet, name, other)
+    for _, _, module in other:
+        cast(Any, module).replaced = now
+    for _, _, module in now:
+        cast(Any, module).replaced = ()

@@ -158,9 +158,10 @@ class PUNet(nn.Module):
     @property
     def active_classes(self) -> list[str]:
         """The classes that ``network(image)`` segments, in the order of its output channels 1, 2, ..."""
-        known = self.classes
-        chosen = known if self._active is None else [name for name in self._active if name in known]
-        return [name for name in chosen if name not in self._hidden]
+        shown = [name for name in self.classes if name not in self._hidden]
+        if self._active is None or (self._active and self._hidden.issuperset(self._active)):
+            return shown  # all classes, or those that are left when every chosen one is hidden
+        return [name for name in self._active if name in shown]
 
     @active_classes.setter
     def active_classes(self, names: Sequence[str] | None) -> None:

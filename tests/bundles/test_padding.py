@@ -23,5 +23,5 @@ def test_windows_beyond_the_volume_hold_the_padding_of_training(config: str, inf
     assert node["cval"] == "@pad_value"
     assert expected == json.loads((CONFIGS / "train.json").read_text(encoding="utf-8"))["pad_value"]
     if config != "inference":
-        pads = [t for t in contents["train"]["deterministic_transforms"] if t["_target_"] == "SpatialPadd"]
+        pads = [t for t in contents["train"]["slab_transforms"] if t["_target_"] == "SpatialPadd"]
         assert [t["value"] for t in pads if t["keys"] == "image"] == ["@pad_value"]

@@ -148,6 +148,33 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path, data: Path, pretraine
     assert parsed(flow, "lr_scheduler").last_epoch == 3 * TRAINING["epoch_length"]
 
 
+def test_resumed_training_keeps_what_was_better_before_the_pause(
+    tmp_path: Path, data: Path, pretrained: Trained
+) -> None:
+    settings = {
+        "epochs": 2,
+        "val_interval": 1,
+        "lr": 0.0,
+        "ckpt_dir": str(tmp_path / "models"),
+    }  # validations are alike
+    settings["pretrained_path"] = str(pretrained.model)
+    flow = workflow("train", tmp_path, data, **settings)
+    flow.initialize()
+    evaluator = parsed(flow, "validate::evaluator")
+    evaluator.add_event_handler(Events.COMPLETED, lambda engine: parsed(flow, "train::trainer").terminate())
+    flow.run()
+    [checkpoint] = (tmp_path / "eval" / "checkpoints").glob("*.pt")
+    best = [tmp_path / "models" / "model.pt", tmp_path / "models" / "adapters" / "kidney.safetensors"]
+    written = [file.stat().st_mtime_ns for file in best]
+    flow = run("train", tmp_path, data, **settings, resume_path=str(checkpoint))
+    assert parsed(flow, "validate::evaluator").state.epoch == 2
+    assert [file.stat().st_mtime_ns for file in best] == written
+    best[1].unlink()
+    run("train", tmp_path, data, **settings, resume_path=str(checkpoint))
+    assert best[1].is_file()
+    assert best[0].stat().st_mtime_ns > written[0]
+
+
 def test_schedule_cannot_change_its_length_midway(tmp_path: Path, data: Path, pretrained: Trained) -> None:
     learnt(data, pretrained, tmp_path, epochs=1)
     [checkpoint] = (tmp_path / "eval" / "checkpoints").glob("*.pt")
