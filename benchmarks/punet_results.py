@@ -15,9 +15,11 @@ import json
 import logging
 import os
 import platform
+import resource
 import shutil
 import time
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -142,7 +144,8 @@ def adapt(
                     "ckpt_dir": str(Path(out).resolve() / f"adapted_{os.getpid()}"),
                     "pretrained_path": str(root / "models/model.pt"),
                 }
-                record = _adapt_once(root, data, {**options, **overrides}, section)
+                with get_context("fork").Pool(1) as pool:  # a process a run, so that each has its own peak of memory
+                    record = pool.apply(_adapt_once, (root, data, {**options, **overrides}, section))
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 print(json.dumps(record), flush=True)
@@ -169,9 +172,9 @@ def table(out: str) -> None:
 
 def _adapt_once(root: Path, data: str, options: dict[str, Any], section: str) -> dict[str, Any]:
     shutil.rmtree(options["ckpt_dir"], ignore_errors=True)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _peak_bytes()
     workflow = _run(["train.json"], root, data, options)
-    seconds = time.perf_counter() - start
+    seconds, peak = time.perf_counter() - start, _peak_bytes() - before
     network = workflow.parser.get_parsed_content("adapted_network")
     adapter = Path(workflow.parser.get_parsed_content("adapter_path"))
     scored = _run(
@@ -193,6 +196,7 @@ def _adapt_once(root: Path, data: str, options: dict[str, Any], section: str) ->
         "dice": round(float(dice), 5),
         "trained": summary(network).trainable,
         "seconds": round(seconds, 1),
+        "peak_bytes": peak,
         "file_bytes": adapter.stat().st_size,
         "lr": options["lr"],
         "steps": options["epochs"] * options["epoch_length"],
@@ -228,6 +232,13 @@ def _bundle_copy(out: str) -> Path:
 
 def _key(run: dict[str, Any]) -> tuple[str, int | None, int]:
     return run["variant"], run["labelled"], run["seed"]
+
+
+def _peak_bytes() -> int:
+    """Largest memory so far: of the GPU where there is one, else resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _circumstances() -> dict[str, Any]:

@@ -17,7 +17,8 @@ class TensorCache(Generic[T]):
     """Remembers the values of recent keys. An in-place change or a replacement of a source tensor forgets the value.
 
     Nothing is remembered while gradients are recorded, or while the program is traced, compiled or exported. Values that
-    were computed under automatic mixed precision are used at that precision only.
+    were computed under automatic mixed precision are used at that precision only. A write through ``tensor.data`` does not
+    count as a change in torch and is not noticed: write under ``torch.no_grad()`` instead.
     """
 
     def __init__(self, size: int = 8) -> None:

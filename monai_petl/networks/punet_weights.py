@@ -95,7 +95,7 @@ def load_punet(
         if file is None and adapter_dir is not None and (Path(adapter_dir) / f"{name}.safetensors").is_file():
             file = Path(adapter_dir) / f"{name}.safetensors"
         if file is not None:
-            if len(classes) > 1 and _changes_the_body(file):
+            if len(classes) > 1 and not _is_of_classes_alone(file):
                 raise ValueError(
                     f"{file} trained tensors that all classes share, so it can segment {name!r} only; give this class "
                     "alone, or train it with prompts"
@@ -111,9 +111,9 @@ def load_punet(
     return network
 
 
-def _changes_the_body(file: Path) -> bool:
-    header = inspect_adapter(file)
-    return bool(header["also_train"]) or any("class_name" not in method for method in header["methods"])
+def _is_of_classes_alone(file: Path) -> bool:
+    """Whether all tensors of the adapter belong to a class, so that other classes do not notice it."""
+    return all(n.startswith((CLASS_PREFIX, "heads.")) for n in inspect_adapter(file)["shapes"])
 
 
 def _replace_class(network: PUNet, name: str, file: Path) -> None:
