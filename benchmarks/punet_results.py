@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -152,11 +153,12 @@ def adapt(
 
 
 def table(out: str) -> None:
-    """Print the table of OUT/runs.jsonl in Markdown: mean and standard deviation over the seeds."""
+    """Print the table of OUT/runs.jsonl in Markdown: mean ± standard deviation over the seeds, and the gap to ``full``."""
     runs = [json.loads(line) for line in (Path(out) / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
-    counts = list(dict.fromkeys(run["labelled"] for run in runs))
-    print("| variant | trained | " + " | ".join(f"{c or 'all'} volumes" for c in counts) + " | s |")
-    print("| --- " * (len(counts) + 3) + "|")
+    counts = sorted({run["labelled"] for run in runs}, key=lambda count: count or math.inf)
+    print("| variant | trained | " + " | ".join(f"{c or 'all'} volumes" for c in counts) + " | s | peak MB | file |")
+    print("| --- " + "| ---: " * (len(counts) + 4) + "|")
+    means: dict[tuple[str, int | None], float] = {}
     for variant in PUNET_VARIANTS:
         rows = [run for run in runs if run["variant"] == variant]
         if not rows:
@@ -165,9 +167,19 @@ def table(out: str) -> None:
         for count in counts:
             dice = [100 * run["dice"] for run in rows if run["labelled"] == count]
             spread = f" ± {stdev(dice):.1f}" if len(dice) > 1 else ""
-            cells.append(f"{mean(dice):.1f}{spread}" if dice else "")
-        seconds = mean(run["seconds"] for run in rows)
-        print(f"| {variant} | {rows[0]['trained']:,} | " + " | ".join(cells) + f" | {seconds:.0f} |")
+            cells.append(f"{mean(dice):.1f}{spread}" if dice else "not run")
+            if dice:
+                means[variant, count] = mean(dice)
+        cells.append(f"{mean(run['seconds'] for run in rows):.0f}")
+        cells.append(f"{mean(run['peak_bytes'] for run in rows) / 1e6:.0f}")
+        cells.append(f"{rows[0]['file_bytes'] / 1e3:,.0f} kB")
+        print(f"| `{variant}` | {rows[0]['trained']:,} | " + " | ".join(cells) + " |")
+    gaps = [
+        f"{means['full', c] - means['prompt', c]:.1f} ({c or 'all'})"
+        for c in counts
+        if {("full", c), ("prompt", c)} <= means.keys()
+    ]
+    print(f"\nFull fine-tuning minus prompt tuning, percentage points (volumes): {', '.join(gaps)}")
 
 
 def _adapt_once(root: Path, data: str, options: dict[str, Any], section: str) -> dict[str, Any]:
