@@ -38,7 +38,8 @@ class ViTSegmenter(nn.Module):
     and then no activation of the backbone is kept for the backward pass but the taps.
 
     Args:
-        backbone: a MONAI ``ViT`` with or without a class token (or other tokens in front of those of the patches).
+        backbone: a MONAI ``ViT`` with or without a class token (or other tokens in front of those of the patches). Its
+            classification head, where it has one, is taken away.
         out_channels: K, classes with background.
         img_size: voxels (H, W) of a slice or (H, W, D) that the backbone was built for; multiples of its patch.
         taps: blocks whose outputs are read, counted from 0 and in order; default four, spread evenly. That of the last
@@ -74,7 +75,7 @@ class ViTSegmenter(nn.Module):
                 f"ViTSegmenter needs a MONAI ViT as its backbone, got {type(backbone).__name__}, which has no {missing[0]}"
             )
         patch, in_channels = _patch_of(backbone.patch_embedding)
-        self.img_size, self.center_slice = tuple(img_size), center_slice
+        self.img_size, self.in_channels, self.center_slice = tuple(img_size), in_channels, center_slice
         self.taps = _checked_taps(taps, len(backbone.blocks))
         grid = _checked_grid(self.img_size, patch, backbone.patch_embedding.position_embeddings.shape[1])
         if center_slice:
@@ -85,6 +86,8 @@ class ViTSegmenter(nn.Module):
                 )
             grid, patch, in_channels = grid[:-1], patch[:-1], in_channels * patch[-1]
         self.grid = grid
+        if hasattr(backbone, "classification_head"):
+            del backbone.classification_head  # nothing here depends on it, and an adapter should not either
         self.backbone: ViT = backbone
         hidden_size = backbone.patch_embedding.position_embeddings.shape[2]
         self.decoder = TapDecoder(in_channels, hidden_size, out_channels, patch, len(self.taps), feature_size)

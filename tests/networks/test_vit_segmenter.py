@@ -79,6 +79,10 @@ def test_an_image_of_a_batch_does_not_notice_the_others() -> None:
     torch.testing.assert_close(network(images)[1:2], network(images[1:2]), atol=1e-5, rtol=1e-5)
 
 
+def test_head_of_a_classifier_is_taken_away() -> None:
+    assert not [name for name in centered().state_dict() if "head" in name]
+
+
 # taps
 
 
@@ -122,7 +126,7 @@ def test_every_parameter_that_the_scores_need_gets_a_gradient() -> None:
     network = centered()
     network(torch.rand(1, 1, 32, 32, 5)).square().sum().backward()
     without = {n for n, p in network.named_parameters() if p.grad is None}
-    assert all("norm_cross_attn" in name or "classification_head" in name for name in without)
+    assert all("norm_cross_attn" in name for name in without)
 
 
 def test_frozen_backbone_is_bit_identical_after_training_and_the_decoder_is_all_that_trains() -> None:
