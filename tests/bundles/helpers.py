@@ -103,6 +103,12 @@ INFLATED = Bundle(
 )
 
 BUNDLES = (PUNET, INFLATED)
+RUNS = [(bundle, config) for bundle in BUNDLES for config in bundle.settings]
+
+
+def named(value: Any) -> str:
+    """A test's parameter in words."""
+    return f"{value.parts[-3]}-{value.stem}" if isinstance(value, Path) else getattr(value, "name", str(value))
 
 
 def timm_vit(hidden_size: int = 24, mlp_dim: int = 32, num_layers: int = 4, patch: int = 8) -> dict[str, Tensor]:

@@ -17,19 +17,13 @@ import torch
 from monai.bundle import ConfigParser, ckpt_export, load, verify_metadata, verify_net_in_out
 from torch import nn
 
-from tests.bundles.helpers import BUNDLES, REPOSITORY, Bundle, Trained, parsed, state_in
+from tests.bundles.helpers import BUNDLES, REPOSITORY, RUNS, Bundle, Trained, named, parsed, state_in
 from tests.conftest import shake_statistics
 
 SCHEMA = REPOSITORY / "tests" / "schemas" / "meta_schema_20240725.json"
 SCHEMA_MD5 = "06954cad2cc5d3784e72077ac76f0fc8"
 CONFIGS = sorted((REPOSITORY / "bundles").glob("*/configs/*.json"))
 OVERRIDES = [path for path in CONFIGS if path.stem == "evaluate" or path.stem.startswith("multi_gpu")]
-RUNS = [(bundle, config) for bundle in BUNDLES for config in bundle.settings]
-
-
-def named(value: Any) -> str:
-    """A test's parameter in words."""
-    return f"{value.parts[-3]}-{value.stem}" if isinstance(value, Path) else getattr(value, "name", str(value))
 
 
 def items(config: Any) -> Iterator[tuple[str, Any]]:

@@ -126,6 +126,15 @@ def test_window_of_one_slice_is_the_2d_network(tmp_path: Path, data: Path, check
     torch.testing.assert_close(kernel[..., 0], timm_vit()["patch_embed.proj.weight"].sum(1, keepdim=True))
 
 
+def test_patch_larger_than_the_volume_is_padded(tmp_path: Path, data: Path) -> None:
+    large = {"patch_size": [64, 48, 11], "token_size": [8, 8, 11]}
+    INFLATED.run("train", tmp_path, data, pretrained_path=None, slab_size=[64, 48, 11], **large)
+    INFLATED.run("inference", tmp_path, data, **large)
+    for image in (data / "imagesTs").iterdir():
+        name = image.name.replace(".nii.gz", "_seg.nii.gz")
+        assert segmentations(tmp_path / "eval")[name].shape == nib.load(image).shape
+
+
 def test_training_draws_the_label_of_the_center_slice(tmp_path: Path, data: Path) -> None:
     flow = INFLATED.workflow("train", tmp_path, data, pretrained_path=None)
     batch = next(iter(parsed(flow, "train::dataloader")))
