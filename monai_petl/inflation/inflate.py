@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -59,6 +59,14 @@ class Options:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(int(v) for v in value))
 
+    @classmethod
+    def of(cls, mode: rules.Mode, given: Mapping[str, Any]) -> Options:
+        """Options by name; an unknown one is a ``ValueError``."""
+        if unknown := given.keys() - {f.name for f in fields(cls)}:
+            names = ", ".join(f.name for f in fields(cls))
+            raise ValueError(f"there is no option {sorted(unknown)[0]}; the options of inflation are {names}")
+        return cls(mode=mode, **given)
+
     def in_plane(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial sizes without that of depth."""
         return tuple(size) if len(size) == 2 else tuple(s for axis, s in enumerate(size) if axis != self.depth_axis)
@@ -98,7 +106,7 @@ def inflate_state_dict(
     Raises:
         ValueError: tensors are missing, left over, or do not fit; names them.
     """
-    chosen = Options(mode=mode, **options)
+    chosen = Options.of(mode, options)
     fresh = {"*relative_position_index": "belongs to the windows of the target", **(fresh or {})}
     unused = {"*relative_position_index": "belongs to the windows of the source", **(unused or {})}
     plan, own = _plan(network, state), network.state_dict()
