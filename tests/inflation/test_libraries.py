@@ -113,7 +113,7 @@ def test_timm_beit() -> None:
     )
     network = vit_from_pretrained(model.state_dict(), spatial_dims=2, img_size=32).eval()
     image = torch.randn(2, 3, 32, 32)
-    expected = model.get_intermediate_layers(image, n=3, return_prefix_tokens=True)
+    expected = model.forward_intermediates(image, return_prefix_tokens=True, intermediates_only=True, output_fmt="NLC")
     found = network(image)[1]
     states = [torch.cat([prefix, patches], 1) for patches, prefix in expected]
     assert largest_gap(found, states) < TOLERANCE
