@@ -19,7 +19,8 @@ from monai_petl.inflation.attention_bias import RelativePositionBias, add_attent
 from monai_petl.inflation.convert import Converted, convert_state_dict
 from monai_petl.inflation.files import StateSource, read_checkpoint, set_eps
 from monai_petl.inflation.guarantees import broken_guarantees
-from monai_petl.inflation.inflate import Options, inflate_state_dict, patch_of
+from monai_petl.inflation.inflate import inflate_state_dict
+from monai_petl.inflation.options import Options, patch_of
 from monai_petl.inflation.report import InexactInflationWarning, Report
 from monai_petl.inflation.tensor_rules import Mode
 
@@ -79,7 +80,7 @@ def load_pretrained(
             the conditions for an exact start are checked when it is given.
         class_key_bias: add log(depth tokens) to the class token's logits, so that several depth tokens start exactly.
         family, num_heads, grid, eps: facts of the source, see :func:`convert_state_dict`.
-        options: see ``Options`` of :mod:`monai_petl.inflation.inflate`.
+        options: see ``Options`` of :mod:`monai_petl.inflation.options`.
 
     Returns:
         What became of every tensor. Also logged.

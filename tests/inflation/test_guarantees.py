@@ -81,6 +81,18 @@ def test_a_vit_with_class_token_is_exact_for_one_depth_token(mode: str) -> None:
     assert gap(volume, flat, 1, extra=1) <= 1e-5
 
 
+@pytest.mark.parametrize(("mode", "channels"), itertools.product(MODES, (1, 4)))
+@torch.no_grad()
+def test_equal_channels_give_what_the_grey_image_gives_in_three_colours(mode: Any, channels: int) -> None:
+    state, image = timm_vit(), torch.randn(1, 1, 16, 16)
+    flat = vit_from_pretrained(state, spatial_dims=2, img_size=16, num_heads=4).eval()
+    network = vit_from_pretrained(
+        state, spatial_dims=3, img_size=(16, 16, 5), in_channels=channels, num_heads=4, mode=mode
+    ).eval()
+    volume = deep(image.repeat(1, channels, 1, 1), 5)
+    assert gap(network(volume)[1], flat(image.repeat(1, 3, 1, 1))[1], 1, extra=1) <= 1e-5
+
+
 @pytest.mark.parametrize("tokens", [2, 3, 4])
 def test_several_depth_tokens_beside_a_class_token_are_exact_with_the_key_bias_only(tokens: int) -> None:
     state = timm_vit()
