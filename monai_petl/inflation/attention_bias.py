@@ -33,7 +33,7 @@ class RelativePositionBias(nn.Module):
         offsets = math.prod(2 * g - 1 for g in grid)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets + 3, num_heads))
         tokens = math.prod(grid) + 1
-        index = torch.zeros(tokens, tokens, dtype=torch.long)
+        index = torch.zeros(tokens, tokens, dtype=torch.int32)
         index[1:, 1:] = _offset_index(self.grid)
         index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
         self.register_buffer("index", index, persistent=False)

@@ -13,7 +13,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from monai_petl.inflation.inflate import Options, patch_of
+from monai_petl.inflation.options import Options, patch_of
 
 __all__ = ["broken_guarantees", "swin_grids", "swin_window_depth"]
 

@@ -12,60 +12,17 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from monai.networks.blocks.patchembedding import PatchEmbed, PatchEmbeddingBlock
+from monai.networks.blocks.patchembedding import PatchEmbeddingBlock
 from monai.networks.nets.swin_unetr import PatchMerging, PatchMergingV2, WindowAttention
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from monai_petl.inflation import tensor_rules as rules
 from monai_petl.inflation.attention_bias import RelativePositionBias
+from monai_petl.inflation.options import Options, patch_of
 from monai_petl.inflation.report import Report
 
-__all__ = ["Inflated", "Options", "inflate_state_dict", "merging_of"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How 2D tensors become those of the target.
-
-    Attributes:
-        mode: ``center`` or ``average``, see ``inflate_kernel``.
-        channel_mode: see ``adapt_in_channels``. Default: ``keep`` when neither channels nor dimensions change, else ``share``.
-        depth_axis: spatial axis of depth: 2 for (B, C, H, W, D), 0 for (B, C, D, H, W).
-        position_mode: interpolation of position tables.
-        table_mode: resizing of relative position tables, see ``resize_rel_bias``.
-        resize_patch: whether a patch kernel of another in-plane size may be resized, which is not exact.
-        img_size: spatial size of the target's images, for the grid of its position table.
-        grid: (h, w) of the source's position tables. Default: that of the target, or a square.
-    """
-
-    mode: rules.Mode = "center"
-    channel_mode: rules.ChannelMode | None = None
-    depth_axis: int = 2
-    position_mode: str = "bicubic"
-    table_mode: rules.TableMode = "spline"
-    resize_patch: bool = False
-    img_size: tuple[int, ...] | None = None
-    grid: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        choices = {"mode": ("center", "average"), "channel_mode": (None, "share", "keep"), "depth_axis": (0, 1, 2)}
-        choices["table_mode"] = ("spline", "bicubic")
-        choices["position_mode"] = ("bicubic", "bilinear", "nearest", "nearest-exact", "area")
-        for name, allowed in choices.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
-        for name in ("img_size", "grid"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(int(v) for v in value))
-
-    def in_plane(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial sizes without that of depth."""
-        return tuple(size) if len(size) == 2 else tuple(s for axis, s in enumerate(size) if axis != self.depth_axis)
-
-    def depth(self, size: Sequence[int]) -> int | None:
-        """The size along depth, None in 2D."""
-        return None if len(size) == 2 else size[self.depth_axis]
+__all__ = ["Inflated", "inflate_state_dict", "merging_of"]
 
 
 @dataclass
@@ -98,7 +55,7 @@ def inflate_state_dict(
     Raises:
         ValueError: tensors are missing, left over, or do not fit; names them.
     """
-    chosen = Options(mode=mode, **options)
+    chosen = Options.of(mode, options)
     fresh = {"*relative_position_index": "belongs to the windows of the target", **(fresh or {})}
     unused = {"*relative_position_index": "belongs to the windows of the source", **(unused or {})}
     plan, own = _plan(network, state), network.state_dict()
@@ -263,15 +220,6 @@ _RULES: tuple[tuple[type, tuple[str, ...], Rule], ...] = (  # the first that fit
     (PatchMergingV2, ("norm.weight", "norm.bias"), _merging_norm),
     (PatchMergingV2, ("reduction.weight",), _merging_reduction),
 )
-
-
-def patch_of(embedding: PatchEmbeddingBlock | PatchEmbed) -> tuple[int, ...]:
-    """Patch size of MONAI's patch embeddings, along each spatial axis."""
-    if isinstance(embedding, PatchEmbed):
-        return tuple(embedding.patch_size)
-    if embedding.proj_type == "conv":
-        return tuple(embedding.patch_embeddings.kernel_size)
-    return tuple(n for _, n in sorted(embedding.patch_embeddings[0].axes_lengths.items()))
 
 
 def _plan(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, tuple[Rule, nn.Module]]:

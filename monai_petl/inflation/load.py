@@ -19,7 +19,8 @@ from monai_petl.inflation.attention_bias import RelativePositionBias, add_attent
 from monai_petl.inflation.convert import Converted, convert_state_dict
 from monai_petl.inflation.files import StateSource, read_checkpoint, set_eps
 from monai_petl.inflation.guarantees import broken_guarantees
-from monai_petl.inflation.inflate import Options, inflate_state_dict, patch_of
+from monai_petl.inflation.inflate import inflate_state_dict
+from monai_petl.inflation.options import Options, patch_of
 from monai_petl.inflation.report import InexactInflationWarning, Report
 from monai_petl.inflation.tensor_rules import Mode
 
@@ -79,7 +80,7 @@ def load_pretrained(
             the conditions for an exact start are checked when it is given.
         class_key_bias: add log(depth tokens) to the class token's logits, so that several depth tokens start exactly.
         family, num_heads, grid, eps: facts of the source, see :func:`convert_state_dict`.
-        options: see ``Options`` of :mod:`monai_petl.inflation.inflate`.
+        options: see ``Options`` of :mod:`monai_petl.inflation.options`.
 
     Returns:
         What became of every tensor. Also logged.
@@ -95,9 +96,8 @@ def load_pretrained(
         source = convert_checkpoint(source, family, num_heads=num_heads, grid=grid, eps=eps)
     architecture = source.architecture
     backbone = _backbone(network, architecture.kind)
-    chosen = Options(
-        mode=mode, img_size=_spatial(backbone, img_size), grid=getattr(architecture, "grid", None), **options
-    )
+    options = {"img_size": _spatial(backbone, img_size), "grid": getattr(architecture, "grid", None), **options}
+    chosen = Options.of(mode, options)
     report, state, fresh = Report(), dict(source.state), dict(FRESH[architecture.kind])
     unused: Mapping[str, str] = {}
     before = _hooks(backbone)
@@ -110,8 +110,7 @@ def load_pretrained(
             raise ValueError(f"class_key_bias is for a ViT with class token, the source is a {architecture.kind}")
         if isinstance(architecture, ViTArchitecture | SwinArchitecture) and not architecture.qkv_bias:
             _zero_qkv_bias(backbone, state, report)
-        fields = {name: getattr(chosen, name) for name in Options.__dataclass_fields__ if name != "mode"}
-        inflated = inflate_state_dict(state, backbone, mode, fresh=fresh, unused=unused, **fields)
+        inflated = inflate_state_dict(state, backbone, mode, fresh=fresh, unused=unused, **options)
         if class_key_bias:
             _weigh_class_rows(inflated.state, backbone, chosen, report)
         backbone.load_state_dict(inflated.state, strict=False)
@@ -126,6 +125,10 @@ def load_pretrained(
     if changed:
         report.notes.append(f"epsilon of {changed} layer norms set to {architecture.eps:g}")
     broken = broken_guarantees(backbone, chosen, source.source, class_key_bias) + _resized(inflated.report)
+    if "cls_token" in inflated.report.dropped:
+        broken.append(
+            "the class token of the source is left out, which all tokens attend to: keep it by classification=True"
+        )
     for sentence in broken:
         warnings.warn(f"not exactly the 2D network at the start: {sentence}", InexactInflationWarning, stacklevel=2)
     report.notes += [f"not exact: {sentence}" for sentence in broken]
@@ -207,7 +210,6 @@ def _prepare_vit(
         for i in range(len(network.blocks)):
             state[f"blocks.{i}.attn.rel_positional_embedding.value"] = torch.tensor(math.log(depth))
     if not has_class and source.class_token:
-        report.notes.append("the class token of the source is not used, which changes the features of all tokens")
         return {"cls_token": "the network has no class token"}
     return {}
 

@@ -273,13 +273,15 @@ def _spline(grid: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _geometric_offsets(old: int, new: int) -> np.ndarray:
-    """Places of ``old`` offsets 0, ±1, ±(1+q), ±(1+q+q²), ... such that the outermost lies at ``new // 2``."""
+    """Places of ``old`` offsets 0, ±1, ±(1+q), ±(1+q+q²), ... such that the outermost lies at ``new // 2``.
+
+    A smaller table keeps the offsets that it has room for (q = 1).
+    """
     half, border = old // 2, new // 2
-    if half == border or half == 0:
-        return np.arange(-half, half + 1, dtype=float)
-    low, high = 1e-3, float(max(border, 2))
-    while high - low > 1e-9:
+    low, high = 1.0, float(max(border, 1))
+    while border > half > 1 and high - low > 1e-9:
         q = (low + high) / 2
         low, high = (q, high) if sum(q**i for i in range(half)) < border else (low, q)
-    steps = np.cumsum([low**i for i in range(half)])
+    first = border if half == 1 and border > 1 else 1  # a single offset can only be put at the border
+    steps = first * np.cumsum([low**i for i in range(half)])
     return np.concatenate([-steps[::-1], [0.0], steps])
