@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from monai.networks.blocks import PatchEmbeddingBlock, UnetOutBlock, UnetResBlock
+from monai.networks.blocks import UnetOutBlock, UnetResBlock
 from monai.networks.layers import Conv
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from monai_petl.inflation.options import patch_of
 
 __all__ = ["TapDecoder", "ViTSegmenter"]
 
@@ -74,7 +76,8 @@ class ViTSegmenter(nn.Module):
             raise TypeError(
                 f"ViTSegmenter needs a MONAI ViT as its backbone, got {type(backbone).__name__}, which has no {missing[0]}"
             )
-        patch, in_channels = _patch_of(backbone.patch_embedding)
+        patch = patch_of(backbone.patch_embedding)
+        in_channels = backbone.patch_embedding.patch_dim // math.prod(patch)
         self.img_size, self.in_channels, self.center_slice = tuple(img_size), in_channels, center_slice
         self.taps = _checked_taps(taps, len(backbone.blocks))
         grid = _checked_grid(self.img_size, patch, backbone.patch_embedding.position_embeddings.shape[1])
@@ -200,16 +203,6 @@ def _doubling(inside: int, outside: int, strides: Sequence[tuple[int, ...]]) -> 
             for i, stride in enumerate(strides)
         )
     )
-
-
-def _patch_of(embedding: PatchEmbeddingBlock) -> tuple[tuple[int, ...], int]:
-    """Voxels of a patch along each axis and channels of the image, of either kind of MONAI's ``PatchEmbeddingBlock``."""
-    projection = embedding.patch_embeddings
-    if embedding.proj_type == "conv":
-        return tuple(projection.kernel_size), projection.in_channels
-    lengths = projection[0].axes_lengths  # of the rearrangement "b c (h p1) (w p2) ..."
-    patch = tuple(lengths[f"p{i + 1}"] for i in range(len(lengths)))
-    return patch, projection[1].in_features // math.prod(patch)
 
 
 def _checked_taps(taps: Sequence[int] | None, blocks: int) -> tuple[int, ...]:

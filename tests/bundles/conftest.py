@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import save_file
 
 from monai_petl.data import make_phantom_dataset
-from tests.bundles.helpers import BUNDLES, INFLATED, SIZE, SPACING, Bundle, Trained, copy_bundle, run, timm_vit
+from tests.bundles.helpers import BUNDLES, INFLATED, SIZE, SPACING, Bundle, Trained, checkpoint_state, copy_bundle, run
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, data: Path, pretrained: Trai
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2D vision transformer with random weights, as a file of timm."""
     path = tmp_path_factory.mktemp("checkpoint") / "vit.safetensors"
-    save_file(timm_vit(), path)
+    save_file(checkpoint_state(), path)
     return path
 
 

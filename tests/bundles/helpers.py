@@ -16,6 +16,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
+from tests.inflation.sources import timm_vit
+
 REPOSITORY = Path(__file__).parents[2]
 SIZE, SPACING = (32, 32, 6), (8.0, 8.0, 10.0)  # of the phantoms: voxels, and mm
 BASE_CLASSES = ["liver", "spleen"]
@@ -92,7 +94,7 @@ PUNET = Bundle(
 )
 BUNDLE, copy_bundle, config_files, workflow, run = PUNET.path, PUNET.copy, PUNET.config_files, PUNET.workflow, PUNET.run
 
-VIT = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 4, "num_heads": 4, "token_size": [8, 8, 3], "feature_size": 4}
+VIT = {"hidden_size": 24, "mlp_dim": 96, "num_layers": 4, "num_heads": 4, "token_size": [8, 8, 3], "feature_size": 4}
 VIT_INFERENCE = {**VIT, "spacing": list(SPACING), "patch_size": [32, 32, 3], "num_workers": 0}
 VIT_TRAINING = {**VIT_INFERENCE, **SHORT, "slab_size": [32, 32, 3]}
 INFLATED = Bundle(
@@ -111,25 +113,11 @@ def named(value: Any) -> str:
     return f"{value.parts[-3]}-{value.stem}" if isinstance(value, Path) else getattr(value, "name", str(value))
 
 
-def timm_vit(hidden_size: int = 24, mlp_dim: int = 32, num_layers: int = 4, patch: int = 8) -> dict[str, Tensor]:
-    """A vision transformer of 4 x 4 patches with random weights, under the names of timm."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, hidden_size),
-        "pos_embed": (1, 17, hidden_size),
-        "patch_embed.proj.weight": (hidden_size, 3, patch, patch),
-        "patch_embed.proj.bias": (hidden_size,),
-    }
-    layers = {"attn.qkv": (3 * hidden_size, hidden_size), "attn.proj": (hidden_size, hidden_size)}
-    layers |= {"mlp.fc1": (mlp_dim, hidden_size), "mlp.fc2": (hidden_size, mlp_dim)}
-    for i in range(num_layers):
-        for name, shape in layers.items():
-            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
-        for name in ("norm1", "norm2"):
-            shapes |= {f"blocks.{i}.{name}.weight": (hidden_size,), f"blocks.{i}.{name}.bias": (hidden_size,)}
-    shapes |= {"norm.weight": (hidden_size,), "norm.bias": (hidden_size,)}
-    shapes |= {"head.weight": (10, hidden_size), "head.bias": (10,)}
-    generator = torch.Generator().manual_seed(0)
-    return {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+def checkpoint_state() -> dict[str, Tensor]:
+    """A 2D vision transformer of 4 x 4 patches with random weights, always the same, under the names of timm."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm_vit(hidden=24, layers=4, patch=8)
 
 
 @dataclass(frozen=True)

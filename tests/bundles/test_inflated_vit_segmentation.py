@@ -24,13 +24,13 @@ from tests.bundles.helpers import (
     INFLATED,
     VIT_TRAINING,
     Trained,
+    checkpoint_state,
     command,
     files_below,
     messages,
     parsed,
     segmentations,
     state_in,
-    timm_vit,
 )
 
 CLASSES = ["liver", "spleen", "kidney", "aorta"]
@@ -102,7 +102,7 @@ def test_depth_of_the_patches_is_filled_as_asked_for(
     settings = {"pretrained_path": str(checkpoint), "inflation": inflation, "epochs": 1}
     INFLATED.run("train", tmp_path, data, **settings)
     kernel = state_in(tmp_path / "models" / "model.pt")["backbone.patch_embedding.patch_embeddings.weight"]
-    flat = timm_vit()["patch_embed.proj.weight"].sum(1, keepdim=True)
+    flat = checkpoint_state()["patch_embed.proj.weight"].sum(1, keepdim=True)
     torch.testing.assert_close(kernel.sum(-1), flat)
     expected = [flat / 3] * 3 if inflation == "average" else [0 * flat, flat, 0 * flat]
     torch.testing.assert_close(kernel, torch.stack(expected, -1))
@@ -123,7 +123,7 @@ def test_window_of_one_slice_is_the_2d_network(tmp_path: Path, data: Path, check
     sizes = {"patch_size": [32, 32, 1], "slab_size": [32, 32, 1], "token_size": [8, 8, 1]}
     INFLATED.run("train", tmp_path, data, pretrained_path=str(checkpoint), epochs=1, **sizes)
     kernel = state_in(tmp_path / "models" / "model.pt")["backbone.patch_embedding.patch_embeddings.weight"]
-    torch.testing.assert_close(kernel[..., 0], timm_vit()["patch_embed.proj.weight"].sum(1, keepdim=True))
+    torch.testing.assert_close(kernel[..., 0], checkpoint_state()["patch_embed.proj.weight"].sum(1, keepdim=True))
 
 
 def test_patch_larger_than_the_volume_is_padded(tmp_path: Path, data: Path) -> None:
@@ -225,7 +225,7 @@ def test_checkpoint_that_is_missing_or_does_not_fit_is_named(tmp_path: Path, dat
         refused("train", root, data, str(short), pretrained_path=str(short), variant=variant)
         refused("train", root, data, "names of no known family", pretrained_path=str(other), variant=variant)
     found = (
-        f"{checkpoint} does not fit the network's settings: it has mlp_dim 32, num_layers 4, the network mlp_dim 48, "
+        f"{checkpoint} does not fit the network's settings: it has mlp_dim 96, num_layers 4, the network mlp_dim 48, "
     )
     refused("train", root, data, found, pretrained_path=str(checkpoint), mlp_dim=48, num_layers=2)
     refused("train", root, data, "norm_eps 1e-06", pretrained_path=str(checkpoint), norm_eps=1e-12)

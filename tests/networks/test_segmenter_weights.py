@@ -15,16 +15,20 @@ import monai_petl as mp
 from monai_petl.inflation import vit_from_pretrained
 from monai_petl.methods import SEGMENTER_VARIANTS, adapt_segmenter
 from monai_petl.networks import ViTSegmenter, load_backbone, load_segmenter, vit_backbone
-from tests.bundles.helpers import timm_vit
+from tests.bundles.helpers import checkpoint_state
 from tests.conftest import state_of, train
+from tests.inflation.published import image as image_of
+from tests.inflation.test_inflation_parity import BY_NAME
+from tests.inflation.test_inflation_parity import build as build_published
+from tests.inflation.test_inflation_parity import checkpoint as checkpoint_of
 
-SIZES: dict[str, Any] = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 4, "num_heads": 4}
+SIZES: dict[str, Any] = {"hidden_size": 24, "mlp_dim": 96, "num_layers": 4, "num_heads": 4}
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A 2D vision transformer with random weights, as a file of timm."""
-    save_file(timm_vit(), tmp_path / "vit.safetensors")
+    save_file(checkpoint_state(), tmp_path / "vit.safetensors")
     return tmp_path / "vit.safetensors"
 
 
@@ -85,7 +89,7 @@ def test_epsilon_and_biases_are_there_before_any_weights(bias: str | None) -> No
     [
         (
             {"hidden_size": 48, "mlp_dim": 64},
-            r"it has hidden_size 24, mlp_dim 32, the network hidden_size 48, mlp_dim 64",
+            r"it has hidden_size 24, mlp_dim 96, the network hidden_size 48, mlp_dim 64",
         ),
         ({"num_layers": 2}, "it has num_layers 4, the network num_layers 2"),
         ({"norm_eps": 1e-5}, "it has norm_eps 1e-06, the network norm_eps 1e-05"),
@@ -117,7 +121,9 @@ def test_variants_train_what_they_say(variant: str, checkpoint: Path) -> None:
     adapted(torch.rand(1, 1, 32, 32, 5)).sum().backward()
     assert {n for n, p in adapted.named_parameters() if p.grad is not None} == trained
     kernel = adapted.backbone.patch_embedding.patch_embeddings.weight
-    assert torch.equal(kernel[:, 0, ..., 2], timm_vit()["patch_embed.proj.weight"].sum(1)) == (variant != "scratch")
+    assert torch.equal(kernel[:, 0, ..., 2], checkpoint_state()["patch_embed.proj.weight"].sum(1)) == (
+        variant != "scratch"
+    )
 
 
 def test_unknown_variant_is_named() -> None:
@@ -144,3 +150,28 @@ def test_file_of_another_network_is_named(tmp_path: Path) -> None:
         load_segmenter(network(num_layers=2), tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"no pre-trained network at .*none\.pt"):
         load_segmenter(network(), tmp_path / "none.pt")
+
+
+@torch.no_grad()
+def test_beit_fits_with_a_table_of_relative_positions(tmp_path: Path) -> None:
+    case = BY_NAME["average_c1_s5"]
+    published = build_published(case)  # whose features equal those of the published code
+    save_file({n: t.contiguous() for n, t in checkpoint_of(case).items()}, tmp_path / "beit.safetensors")
+    embedding, block = published.patch_embedding, published.blocks[0]
+    size = tuple(image_of(case).shape[2:])
+    backbone = vit_backbone(
+        1,
+        size,
+        tuple(embedding.patch_embeddings.kernel_size),
+        hidden_size=published.norm.normalized_shape[0],
+        mlp_dim=block.mlp.linear1.out_features,
+        num_layers=len(published.blocks),
+        num_heads=block.attn.num_heads,
+        norm_eps=1e-12,
+        attention_bias="table",
+    )
+    inflated = load_backbone(
+        ViTSegmenter(backbone, 2, size, center_slice=True), tmp_path / "beit.safetensors", "average"
+    )
+    for found, expected in zip(inflated.eval().backbone(image_of(case))[1], published(image_of(case))[1], strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
