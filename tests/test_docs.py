@@ -16,6 +16,7 @@ import pytest
 from monai_petl import Method, summary
 from monai_petl.data import make_dataset
 from monai_petl.demo import demo
+from monai_petl.inflation import build_from_pretrained
 from monai_petl.methods import PUNET_VARIANTS, adapt_punet
 from monai_petl.networks import PUNet
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = ROOT / "bundles" / "punet_ct_segmentation"
 CARD = BUNDLE / "docs" / "README.md"
 PUNET_PAGE = ROOT / "docs" / "methods" / "punet.md"
+INFLATION_PAGE = ROOT / "docs" / "inflation.md"
 DOCUMENTS = [
     *ROOT.glob("*.md"),
     *ROOT.glob("docs/**/*.md"),
@@ -30,8 +32,14 @@ DOCUMENTS = [
     *ROOT.glob("benchmarks/*.md"),
 ]
 GENERATED = ("docs/figures/demo.png", "docs/results.md", "benchmarks/README.md")  # made by runs; may be absent
-RUNS_IN = {ROOT / "README.md": ROOT, CARD: BUNDLE, PUNET_PAGE: BUNDLE, ROOT / "docs" / "data.md": ROOT}
-EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE]
+RUNS_IN = {
+    ROOT / "README.md": ROOT,
+    CARD: BUNDLE,
+    PUNET_PAGE: BUNDLE,
+    ROOT / "docs" / "data.md": ROOT,
+    INFLATION_PAGE: ROOT,
+}
+EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE, INFLATION_PAGE]
 PLACES = ("monai_petl/", "bundles/", "docs/", "tests/", "benchmarks/", "configs/")
 RUN_ARGUMENTS = {"config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id", "tracking"}
 EXPORT_ARGUMENTS = {"net_id", "filepath", "ckpt_file", "meta_file", "config_file", "use_trace", "input_shape"}
@@ -188,6 +196,8 @@ def test_package_commands_have_verbs_and_options_that_exist(document_name, folde
         assert given.keys() <= inspect.signature(demo).parameters.keys(), document_name
     elif words[1:3] == ["data", "make"]:
         assert given.keys() <= inspect.signature(make_dataset).parameters.keys(), document_name
+    elif words[1] == "inflate":
+        assert given.keys() <= inspect.signature(build_from_pretrained).parameters.keys() | {"network"}, document_name
     else:
         assert words[1:3] in (["adapter", "inspect"], ["data", "check"]), document_name
         assert given.keys() <= {"json"}
