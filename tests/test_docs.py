@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from monai_petl import Method, summary
-from monai_petl.__main__ import inflate
 from monai_petl.bundle import network_of_config
 from monai_petl.data import make_dataset
 from monai_petl.demo import demo
+from monai_petl.inflation import build_from_pretrained
 from monai_petl.methods import PUNET_VARIANTS, SEGMENTER_VARIANTS, adapt_punet
 from monai_petl.networks import PUNet
 
@@ -29,6 +29,7 @@ CARD = BUNDLE / "docs" / "README.md"
 INFLATED = ROOT / "bundles" / "inflated_vit_segmentation"
 PUNET_PAGE = ROOT / "docs" / "methods" / "punet.md"
 INFLATION_PAGE = ROOT / "docs" / "methods" / "inflation.md"
+INFLATION_LIBRARY_PAGE = ROOT / "docs" / "inflation.md"
 DOCUMENTS = [
     *ROOT.glob("*.md"),
     *ROOT.glob("docs/**/*.md"),
@@ -42,8 +43,9 @@ RUNS_IN = {
     PUNET_PAGE: BUNDLE,
     INFLATION_PAGE: INFLATED,
     ROOT / "docs" / "data.md": ROOT,
+    INFLATION_LIBRARY_PAGE: ROOT,
 }
-EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE, INFLATION_PAGE]
+EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE, INFLATION_PAGE, INFLATION_LIBRARY_PAGE]
 PLACES = ("monai_petl/", "bundles/", "docs/", "tests/", "benchmarks/", "configs/")
 RUN_ARGUMENTS = {"config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id", "tracking"}
 EXPORT_ARGUMENTS = {"net_id", "filepath", "ckpt_file", "meta_file", "config_file", "use_trace", "input_shape"}
@@ -199,10 +201,10 @@ def test_package_commands_have_verbs_and_options_that_exist(document_name, folde
         assert given.keys() <= {"json", *config_of(folder, f"{words[2]}/configs/train.json")}, document_name
     elif words[1] == "demo":
         assert given.keys() <= inspect.signature(demo).parameters.keys(), document_name
-    elif words[1] == "inflate":
-        assert given.keys() <= inspect.signature(inflate).parameters.keys(), document_name
     elif words[1:3] == ["data", "make"]:
         assert given.keys() <= inspect.signature(make_dataset).parameters.keys(), document_name
+    elif words[1] == "inflate":
+        assert given.keys() <= inspect.signature(build_from_pretrained).parameters.keys() | {"network"}, document_name
     else:
         assert words[1:3] in (["adapter", "inspect"], ["data", "check"]), document_name
         assert given.keys() <= {"json"}

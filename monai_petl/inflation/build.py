@@ -18,6 +18,7 @@ from monai_petl.inflation.architecture import Architecture, ResNetArchitecture, 
 from monai_petl.inflation.files import StateSource
 from monai_petl.inflation.guarantees import swin_grids, swin_window_depth
 from monai_petl.inflation.load import convert_checkpoint, load_pretrained
+from monai_petl.inflation.options import check_patches
 from monai_petl.inflation.report import Report
 from monai_petl.inflation.tensor_rules import Mode
 
@@ -218,10 +219,7 @@ def _vit(
         raise ValueError(
             f"the number of heads cannot be told from a hidden size of {source.hidden_size}. Give the source's as num_heads="
         )
-    if any(s % p for s, p in zip(image, patch, strict=True)):
-        raise ValueError(
-            f"img_size {image} is no multiple of patch_size {patch} on every axis. Resize or crop the images"
-        )
+    check_patches(image, patch)
     network = ViT(
         in_channels=in_channels,
         img_size=image,

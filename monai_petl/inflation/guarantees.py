@@ -95,11 +95,14 @@ def _swin(network: SwinTransformer, options: Options, source: str) -> list[str]:
 
 
 def _convolutions(network: nn.Module, options: Options) -> list[str]:
-    for module in network.modules():
-        deep = isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd) and len(module.kernel_size) == 3
-        if deep and options.mode == "average" and module.padding[options.depth_axis]:  # type: ignore[union-attr,index]
-            return [
-                "average inflation reads the zero padding along depth, so planes near both ends differ from the 2D network: "
-                "use mode center"
-            ]
-    return []
+    convs = [m for m in network.modules() if isinstance(m, _ConvNd) and not isinstance(m, _ConvTransposeNd)]
+    deep = [m for m in convs if len(m.kernel_size) == 3 and m.padding[options.depth_axis]]
+    broken = []
+    if deep and options.mode == "average":
+        broken.append(
+            "average inflation reads the zero padding along depth, so planes near both ends differ from the 2D network: use "
+            "mode center"
+        )
+    if any(m.kernel_size[options.depth_axis] % 2 == 0 for m in deep):
+        broken.append("a padded kernel of even depth looks beyond the last plane: use an odd depth")
+    return broken

@@ -102,7 +102,11 @@ def _image_conv(module: _ConvNd, source: Tensor, target: Tensor, options: Option
     tensor, kind, what = _conv(module, shared, target, options)
     if mode == "keep":
         return tensor, kind, what
-    return tensor, "inflated" if kind == "copied" else kind, f"{target.shape[1]} input channels {what}".strip()
+    return (
+        tensor,
+        "inflated" if kind == "copied" else kind,
+        ", ".join([f"input channels: {target.shape[1]}", what][: 1 + bool(what)]),
+    )
 
 
 def _conv(module: _ConvNd, source: Tensor, target: Tensor, options: Options) -> Made:

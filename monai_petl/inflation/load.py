@@ -20,7 +20,7 @@ from monai_petl.inflation.convert import Converted, convert_state_dict
 from monai_petl.inflation.files import StateSource, read_checkpoint, set_eps
 from monai_petl.inflation.guarantees import broken_guarantees
 from monai_petl.inflation.inflate import inflate_state_dict
-from monai_petl.inflation.options import Options, patch_of
+from monai_petl.inflation.options import Options, check_patches, patch_of
 from monai_petl.inflation.report import InexactInflationWarning, Report
 from monai_petl.inflation.tensor_rules import Mode
 
@@ -158,17 +158,8 @@ def _spatial(backbone: Any, img_size: Sequence[int] | int | None) -> tuple[int, 
         raise ValueError(f"img_size must have {dims} values for this network, got {tuple(img_size)}")
     size = tuple(int(s) for s in ensure_tuple_rep(img_size, dims))
     if embedding is not None:
-        _check_patches(size, patch_of(embedding))
+        check_patches(size, patch_of(embedding))
     return size
-
-
-def _check_patches(img_size: Sequence[int], patch_size: Sequence[int]) -> None:
-    if any(s % p for s, p in zip(img_size, patch_size, strict=True)):
-        nearest = tuple(max(p, round(s / p) * p) for s, p in zip(img_size, patch_size, strict=True))
-        raise ValueError(
-            f"img_size {tuple(img_size)} is no multiple of patch_size {tuple(patch_size)} on every axis. Resize or crop the "
-            f"images, for instance to {nearest}"
-        )
 
 
 def _hooks(backbone: Any) -> list[tuple[Any, Any]]:

@@ -10,7 +10,7 @@ from monai.networks.blocks.patchembedding import PatchEmbed, PatchEmbeddingBlock
 
 from monai_petl.inflation import tensor_rules as rules
 
-__all__ = ["Options", "patch_of"]
+__all__ = ["Options", "check_patches", "patch_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +72,13 @@ def patch_of(embedding: PatchEmbeddingBlock | PatchEmbed) -> tuple[int, ...]:
     if embedding.proj_type == "conv":
         return tuple(embedding.patch_embeddings.kernel_size)
     return tuple(n for _, n in sorted(embedding.patch_embeddings[0].axes_lengths.items()))
+
+
+def check_patches(img_size: Sequence[int], patch_size: Sequence[int]) -> None:
+    """Raise a ``ValueError`` when the patches do not tile the image."""
+    if any(s % p for s, p in zip(img_size, patch_size, strict=True)):
+        nearest = tuple(max(p, round(s / p) * p) for s, p in zip(img_size, patch_size, strict=True))
+        raise ValueError(
+            f"img_size {tuple(img_size)} is no multiple of patch_size {tuple(patch_size)} on every axis. Resize or crop the "
+            f"images, for instance to {nearest}"
+        )

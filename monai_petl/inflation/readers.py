@@ -67,6 +67,11 @@ def read_vit(tensors: dict[str, Tensor], report: Report, given: Given) -> ViTArc
                 f"the relative position table has {table.shape[0]} rows, which is no grid of {grid[0]}x{grid[1]} patches "
                 "with class token. Give the grid of the source as grid=(h, w)"
             )
+    elif not positions:
+        raise ValueError(
+            "the checkpoint holds no positions, neither a table nor relative ones: they may be computed in its network (rotary "
+            "or sine positions), which MONAI's ViT does not do. Use a checkpoint with a position table"
+        )
     elif num_heads is None:
         width = HEAD_WIDTHS.get(hidden, 64)
         num_heads = hidden // width if hidden % width == 0 else None

@@ -243,6 +243,11 @@ def test_a_resnet_is_exact_in_every_plane_by_center_and_in_inner_planes_only_by_
             assert error[reach:-reach].max() < 1e-4
 
 
+def test_a_padded_kernel_of_even_depth_warns() -> None:
+    with pytest.warns(InexactInflationWarning, match="a padded kernel of even depth looks beyond the last plane"):
+        resnet_from_pretrained(resnet(), spatial_dims=3, network_options={"conv1_t_size": (7, 7, 4)})
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_all_depth_planes_of_a_kernel_receive_gradient(mode: Any) -> None:
     network = vit_from_pretrained(

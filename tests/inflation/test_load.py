@@ -128,6 +128,12 @@ def test_a_packed_gated_mlp_is_seen_by_its_shapes() -> None:
         convert_state_dict(state)
 
 
+def test_positions_that_are_computed_in_the_network_are_refused() -> None:
+    state = {n: t for n, t in timm_vit().items() if n != "pos_embed"}
+    with pytest.raises(ValueError, match="holds no positions, neither a table nor relative ones"):
+        convert_state_dict(state, num_heads=4)
+
+
 def test_a_wrong_family_says_what_it_is_and_what_is_wanted() -> None:
     with pytest.raises(ValueError, match=r"is a swin .*, a vit is wanted. Use swin_from_pretrained"):
         vit_from_pretrained(timm_swin(), **VIT)
