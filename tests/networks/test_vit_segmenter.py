@@ -107,16 +107,17 @@ def test_taps_are_the_maps_of_the_blocks_and_the_last_is_normed(class_token: boo
 
 
 @torch.no_grad()
-def test_every_tap_and_the_image_reach_the_scores() -> None:
-    for img_size, patch, _ in CASES.values():
-        network = segmenter(img_size, patch).eval()
-        image = torch.rand(1, 1, *img_size)
-        features = network.features(image)
-        before = network.decoder(image, features)
-        for changed in range(4):
-            other = [f + (k == changed) * torch.randn_like(f) for k, f in enumerate(features)]
-            assert not torch.allclose(network.decoder(image, other), before)
-        assert not torch.allclose(network.decoder(torch.rand_like(image), features), before)
+@pytest.mark.parametrize("case", ["2D", "2D, patch 14", "2D, patch 2", "2D, patch 1", "3D, flat patch"])
+def test_every_tap_and_the_image_reach_the_scores(case: str) -> None:
+    img_size, patch, _ = CASES[case]
+    network = segmenter(img_size, patch).eval()
+    image = torch.rand(1, 1, *img_size)
+    features = network.features(image)
+    before = network.decoder(image, features)
+    for changed in range(4):
+        other = [f + (k == changed) * torch.randn_like(f) for k, f in enumerate(features)]
+        assert not torch.allclose(network.decoder(image, other), before)
+    assert not torch.allclose(network.decoder(torch.rand_like(image), features), before)
 
 
 # training
