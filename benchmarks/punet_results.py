@@ -19,6 +19,7 @@ import platform
 import resource
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -85,6 +86,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "adapt": {"new_class": "kidney", "batch_size": 1, "samples_per_volume": 4, "epochs": 4, "epoch_length": 25},
     },
 }
+Key = tuple[str, str, int | None, int]  # section, variant, labelled volumes, seed
 PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
 TUNING: dict[str, dict[str, Any]] = {  # learning rates chosen on the validation split of hippocampus, 10 volumes
     **dict.fromkeys(PUNET_VARIANTS, PROMPTS),
@@ -131,7 +133,7 @@ def adapt(
     """Teach the new class by every variant, with every number of labelled volumes and seed; appends to OUT/runs.jsonl."""
     chosen, root, log = SETTINGS[setting], _bundle_copy(out), Path(out) / "runs.jsonl"
 
-    def done() -> set[tuple[str, int | None, int]]:  # several processes may fill one table
+    def done() -> set[Key]:  # several processes may fill one table
         return (
             {_key(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()} if log.exists() else set()
         )
@@ -139,7 +141,7 @@ def adapt(
     for count in counts:
         for seed in seeds:
             for variant in variants:
-                if (variant, count, seed) in done():
+                if (section, variant, count, seed) in done():
                     continue
                 options = {**chosen["both"], **chosen["adapt"], "variant": variant, "num_labelled": count, "seed": seed}
                 options |= {**TUNING[variant], "val_interval": options["epochs"] + 1}
@@ -147,8 +149,10 @@ def adapt(
                     "ckpt_dir": str(Path(out).resolve() / f"adapted_{os.getpid()}"),
                     "pretrained_path": str(root / "models/model.pt"),
                 }
-                with get_context("fork").Pool(1) as pool:  # a process a run, so that each has its own peak of memory
-                    record = pool.apply(_adapt_once, (root, data, {**options, **overrides}, section))
+                with ProcessPoolExecutor(
+                    1, get_context("fork")
+                ) as pool:  # a process a run: each has its own peak of memory
+                    record = pool.submit(_adapt_once, root, data, {**options, **overrides}, section).result()
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 print(json.dumps(record), flush=True)
@@ -157,8 +161,9 @@ def adapt(
 def table(out: str) -> None:
     """Print the table of OUT/runs.jsonl in Markdown: mean ± standard deviation over the seeds, and the gap to ``full``."""
     runs = [json.loads(line) for line in (Path(out) / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    runs = [run for run in runs if run["section"] == "test"]
     counts = sorted({run["labelled"] for run in runs}, key=lambda count: count or math.inf)
-    print("| variant | trained | " + " | ".join(f"{c or 'all'} volumes" for c in counts) + " | s | peak MB | file |")
+    print("| variant | trained | " + " | ".join(f"{c or 'all'} volumes" for c in counts) + " | s | memory, MB | file |")
     print("| --- " + "| ---: " * (len(counts) + 4) + "|")
     means: dict[tuple[str, int | None], float] = {}
     for variant in PUNET_VARIANTS:
@@ -204,6 +209,7 @@ def _adapt_once(root: Path, data: str, options: dict[str, Any], section: str) ->
     )
     dice = scored.parser.get_parsed_content("validate::evaluator").state.metrics["val_mean_dice"]
     return {
+        "section": section,
         "variant": options["variant"],
         "labelled": options["num_labelled"],
         "seed": options["seed"],
@@ -244,8 +250,8 @@ def _bundle_copy(out: str) -> Path:
     return root
 
 
-def _key(run: dict[str, Any]) -> tuple[str, int | None, int]:
-    return run["variant"], run["labelled"], run["seed"]
+def _key(run: dict[str, Any]) -> Key:
+    return run["section"], run["variant"], run["labelled"], run["seed"]
 
 
 def _peak_bytes() -> int:
