@@ -19,6 +19,7 @@ import platform
 import resource
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,8 +51,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "student_sizes": [[48, 64, 1], [32, 48, 1]],
             "batch_size": 2,
             "epochs": 12,
-            "epoch_length": 120,
-            "val_interval": 99,
+            "epoch_length": 150,
+            "val_interval": 2,
+            "cpa_weight": 0.1,
             "lr_schedule": "one_cycle",
             "body_lr": 1e-3,
             "prompt_lr": 5e-3,
@@ -74,8 +76,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "batch_size": 1,
             "samples_per_volume": 4,
             "epochs": 8,
-            "epoch_length": 50,
+            "epoch_length": 75,
             "val_interval": 99,
+            "cpa_weight": 0.1,
             "lr_schedule": "one_cycle",
             "body_lr": 1e-3,
             "prompt_lr": 5e-3,
@@ -83,6 +86,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "adapt": {"new_class": "kidney", "batch_size": 1, "samples_per_volume": 4, "epochs": 4, "epoch_length": 25},
     },
 }
+Key = tuple[str, str, int | None, int]  # section, variant, labelled volumes, seed
 PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
 TUNING: dict[str, dict[str, Any]] = {  # learning rates chosen on the validation split of hippocampus, 10 volumes
     **dict.fromkeys(PUNET_VARIANTS, PROMPTS),
@@ -90,8 +94,8 @@ TUNING: dict[str, dict[str, Any]] = {  # learning rates chosen on the validation
     "head": {"lr": 1e-1},
     "bias": {"lr": 2e-2},
     "adapter": {"lr": 5e-3},
-    "decoder": {"lr": 1e-3},
-    "full": {"lr": 1e-3, "prompt_init": "mean"},
+    "decoder": {"lr": 2e-3},
+    "full": {"lr": 5e-4, "prompt_init": "mean"},
     "full_head": {"lr": 1e-3},
     "scratch": {"lr": 1e-3},
 }
@@ -129,7 +133,7 @@ def adapt(
     """Teach the new class by every variant, with every number of labelled volumes and seed; appends to OUT/runs.jsonl."""
     chosen, root, log = SETTINGS[setting], _bundle_copy(out), Path(out) / "runs.jsonl"
 
-    def done() -> set[tuple[str, int | None, int]]:  # several processes may fill one table
+    def done() -> set[Key]:  # several processes may fill one table
         return (
             {_key(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()} if log.exists() else set()
         )
@@ -137,7 +141,7 @@ def adapt(
     for count in counts:
         for seed in seeds:
             for variant in variants:
-                if (variant, count, seed) in done():
+                if (section, variant, count, seed) in done():
                     continue
                 options = {**chosen["both"], **chosen["adapt"], "variant": variant, "num_labelled": count, "seed": seed}
                 options |= {**TUNING[variant], "val_interval": options["epochs"] + 1}
@@ -145,8 +149,10 @@ def adapt(
                     "ckpt_dir": str(Path(out).resolve() / f"adapted_{os.getpid()}"),
                     "pretrained_path": str(root / "models/model.pt"),
                 }
-                with get_context("fork").Pool(1) as pool:  # a process a run, so that each has its own peak of memory
-                    record = pool.apply(_adapt_once, (root, data, {**options, **overrides}, section))
+                with ProcessPoolExecutor(
+                    1, get_context("fork")
+                ) as pool:  # a process a run: each has its own peak of memory
+                    record = pool.submit(_adapt_once, root, data, {**options, **overrides}, section).result()
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 print(json.dumps(record), flush=True)
@@ -155,8 +161,9 @@ def adapt(
 def table(out: str) -> None:
     """Print the table of OUT/runs.jsonl in Markdown: mean ± standard deviation over the seeds, and the gap to ``full``."""
     runs = [json.loads(line) for line in (Path(out) / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    runs = [run for run in runs if run["section"] == "test"]
     counts = sorted({run["labelled"] for run in runs}, key=lambda count: count or math.inf)
-    print("| variant | trained | " + " | ".join(f"{c or 'all'} volumes" for c in counts) + " | s | peak MB | file |")
+    print("| variant | trained | " + " | ".join(f"{c or 'all'} volumes" for c in counts) + " | s | memory, MB | file |")
     print("| --- " + "| ---: " * (len(counts) + 4) + "|")
     means: dict[tuple[str, int | None], float] = {}
     for variant in PUNET_VARIANTS:
@@ -202,6 +209,7 @@ def _adapt_once(root: Path, data: str, options: dict[str, Any], section: str) ->
     )
     dice = scored.parser.get_parsed_content("validate::evaluator").state.metrics["val_mean_dice"]
     return {
+        "section": section,
         "variant": options["variant"],
         "labelled": options["num_labelled"],
         "seed": options["seed"],
@@ -242,8 +250,8 @@ def _bundle_copy(out: str) -> Path:
     return root
 
 
-def _key(run: dict[str, Any]) -> tuple[str, int | None, int]:
-    return run["variant"], run["labelled"], run["seed"]
+def _key(run: dict[str, Any]) -> Key:
+    return run["section"], run["variant"], run["labelled"], run["seed"]
 
 
 def _peak_bytes() -> int:

@@ -235,8 +235,8 @@ def adapter_module_names(network: nn.Module) -> tuple[str, ...]:
 def keep_frozen(network: nn.Module) -> None:
     """Pin the layers of the frozen part that behave otherwise in training to evaluation mode; release those that train.
 
-    Such are normalisation, dropout, attention and recurrent layers of torch (they drop out by themselves) and spectral
-    normalisation (it iterates). A layer counts as trained when all its parameters are. A layer without parameters (dropout,
+    Such are normalisation, dropout, torch's attention (it drops out by itself) and spectral normalisation (it iterates). A
+    layer counts as trained when all its parameters are. A layer without parameters (dropout,
     normalisation without scale) goes with the nearest module around it that has some: it is live when all of them train.
     """
 
@@ -267,7 +267,6 @@ _PINNED = (
     nn.modules.dropout._DropoutNd,
     DropPath,
     nn.MultiheadAttention,
-    nn.RNNBase,
     nn.utils.parametrizations._SpectralNorm,
 )
 
@@ -278,7 +277,10 @@ def _set_requires_grad(parameters: Iterable[nn.Parameter], flag: bool) -> None:
 
 
 def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
-    return type(module).train(module, False)
+    module.training = False
+    for child in module.children():  # such as what a method added to it
+        child.train(mode)
+    return module
 
 
 def _matching(network: nn.Module, pattern: str) -> list[nn.Parameter]:

@@ -321,11 +321,19 @@ def _refuse_merged(network: nn.Module) -> None:
 def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, str]:
     """Name -> hash of every tensor that the adapter was trained against: all but its own and those of other tasks.
 
-    What another adapter adds to the backbone itself (and not to a task such as a class) counts: it was trained on top.
+    What an earlier adapter changes in the backbone itself (and not for a task such as a class) counts: it was trained on
+    top of that. What later ones change does not.
     """
     foreign = adapter_module_names(network)
-    own = set(record.tensors) if record else set()
-    return {n: _hash(t) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
+    own = set(record.tensors if record else ())
+    before: dict[str, Tensor] = {}
+    later = False
+    for other in adapters_of(network).values():
+        if later:
+            own |= set(other.tensors) - set(other.originals)
+            before |= other.originals
+        later |= other is record
+    return {n: _hash(before.get(n, t)) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
 
 
 def _hash(tensor: Tensor) -> str:

@@ -159,13 +159,12 @@ class TorchLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
-        self.recurrent = nn.LSTM(8, 8, num_layers=2, dropout=0.5, batch_first=True)
         self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
         self.out = nn.Linear(8, 2)
 
     def forward(self, x):
         x = x + self.attention(x, x, x, need_weights=False)[0]
-        return self.out(self.spectral(self.recurrent(x)[0]))
+        return self.out(self.spectral(x))
 
 
 def test_layers_of_torch_with_dropout_or_iterations_of_their_own_are_frozen_too():
@@ -176,6 +175,18 @@ def test_layers_of_torch_with_dropout_or_iterations_of_their_own_are_frozen_too(
     train(network, lambda: network(x).square().mean())
     assert differing(before, network.state_dict()) == {"out.weight", "out.bias"}
     torch.testing.assert_close(network.train()(x), network.eval()(x))
+
+
+def test_what_is_added_to_a_frozen_layer_follows_the_mode_of_the_network():
+    class Added(Method):
+        def attach(self, network):
+            network.attention.added = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+
+    network = adapt(TorchLayers(), Added())
+    network.eval()
+    network.train()
+    assert not network.attention.training
+    assert network.attention.added[1].training
 
 
 def test_norm_and_dropout_that_train_are_released(small_net):

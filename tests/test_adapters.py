@@ -29,7 +29,7 @@ from monai_petl import (
     unmerge,
 )
 from monai_petl.adapt import adapters_of
-from monai_petl.methods import BottleneckAdapters, ClassHead, PromptTuning
+from monai_petl.methods import BottleneckAdapters, ClassHead, PromptTuning, export_class
 from monai_petl.networks import PUNet
 from tests.conftest import (
     RankOne,
@@ -711,6 +711,55 @@ def test_an_adapter_trained_on_top_of_another_needs_it(backbone, tmp_path):
     load_adapter(plain, tmp_path / "below.safetensors")
     load_adapter(plain, tmp_path / "above.safetensors")
     assert torch.equal(output(plain.eval()), output(network.eval()))
+
+
+def test_an_adapter_does_not_need_what_was_attached_later(punet, tmp_path):
+    network = adapt(copy.deepcopy(punet), PromptTuning("kidney"), name="kidney")
+    train_class(network, "kidney", IMAGE)
+    adapt(network, [ClassHead("spleen"), BottleneckAdapters()], ["body.*.bias"], name="spleen")
+    train_class(network, "spleen", IMAGE)
+    save_adapter(network, tmp_path / "kidney.safetensors", name="kidney")
+    export_class(network, "liver", tmp_path / "liver.safetensors")
+    fresh = copy.deepcopy(punet)
+    load_adapter(fresh, tmp_path / "kidney.safetensors")
+    fresh.prompts.remove_class("liver")
+    load_adapter(fresh, tmp_path / "liver.safetensors")
+    assert list(adapters_of(network)) == ["kidney", "spleen"]
+    assert set(fresh.classes) == {"kidney", "liver"}
+
+
+def test_heads_of_several_classes_are_exchanged(punet, tmp_path):
+    network = copy.deepcopy(punet)
+    for name in ("kidney", "spleen"):
+        adapt(network, ClassHead(name), name=name)
+    for name in ("kidney", "spleen"):
+        save_adapter(network, tmp_path / f"{name}.safetensors", name=name)
+    for name in ("spleen", "kidney"):
+        load_adapter(punet, tmp_path / f"{name}.safetensors")
+    network.active_classes = punet.active_classes = ["kidney", "spleen"]
+    with frozen(network, punet):
+        assert torch.equal(network.eval()(IMAGE), punet.eval()(IMAGE))
+
+
+def test_a_class_that_comes_back_is_where_the_network_went_meanwhile(punet):
+    network = adapt(punet, ClassHead("liver"), name="again")
+    network.train().double()
+    with disabled(network):
+        assert network.eval()(IMAGE.double()).dtype == torch.float64
+    assert not any(module.training for module in network.modules())
+    before = state_of(network)
+    network(IMAGE.double())
+    assert differing(before, network.state_dict()) == set()
+    network.float()
+    remove_adapter(network)
+    assert network(IMAGE).dtype == torch.float32
+
+
+def test_without_its_only_active_class_a_network_segments_the_others(punet):
+    network = adapt(punet, PromptTuning("new"), name="new")
+    network.active_classes = ["new"]
+    remove_adapter(network)
+    assert network.active_classes == ["liver"]
 
 
 def test_disabled_shows_the_class_that_an_adapter_took_the_place_of(punet):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from monai.bundle import ConfigParser
 from torch import nn
 
-__all__ = ["network_of_config"]
+__all__ = ["choose", "network_of_config"]
 
+T = TypeVar("T")
 NETWORK_IDS = ("adapted_network", "network", "network_def")
 
 
@@ -43,3 +45,25 @@ def network_of_config(config: str | os.PathLike, **overrides: Any) -> nn.Module:
     if found is None:
         raise ValueError(f"{path} describes no network; one of the ids {', '.join(NETWORK_IDS)} is needed")
     return parser.get_parsed_content(found)
+
+
+def choose(options: Mapping[str, T], name: str, of: str) -> T:
+    """The option of this name.
+
+    Args:
+        options: name -> component.
+        name: which one.
+        of: the id that names it, for the error.
+
+    Raises:
+        ValueError: there is no such option; says which there are.
+
+    Example, in a config::
+
+        "loss": {
+            "_target_": "monai_petl.bundle.choose", "options": "@losses", "name": "@loss_name", "of": "loss_name"
+        }
+    """
+    if name not in options:
+        raise ValueError(f"{of} must be one of {', '.join(options)}; got {name!r}")
+    return options[name]

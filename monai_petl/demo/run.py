@@ -134,7 +134,7 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     models, logs = steps.bundle / "models", steps.bundle / "eval"
     both = {**settings.training(), "dataset_dir": str(folder), "seed": seed}
     schedule = {"epochs": 8, "epoch_length": max(1, round(40 * effort)), "val_interval": 4, "lr_schedule": "one_cycle"}
-    rates = {"body_lr": 0.001, "prompt_lr": 0.005}
+    rates = {"body_lr": 0.001, "prompt_lr": 0.005, "cpa_weight": 0.1}  # those of docs/results.md, for short trainings
     steps.bundle_run(
         "pre-training",
         "pretrain.json",
@@ -149,7 +149,7 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     steps.bundle_run(
         "full fine-tuning",
         "train.json",
-        {**tuning, **separate, "lr": 0.001, "variant": "full", "output_dir": str(logs / "full")},
+        {**tuning, **separate, "lr": 0.0005, "variant": "full", "output_dir": str(logs / "full")},
     )
 
 

@@ -5,6 +5,7 @@ Reference: Fischer et al., "Prompt Tuning for Parameter-efficient Medical Image 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import count
@@ -55,15 +56,15 @@ class StudentTeacherTrainer(SupervisedTrainer):
         momentum: share of the teacher that each iteration keeps.
         cpa_loss: by default `CPALoss()`.
         segmentation_loss: called with logits (B, 2, H, W, D) and label (B, 1, H, W, D); by default
-            `SampleWeightedFocalLoss()`. With `additive_class_weights`, or `annotated` in the batch, also with the
-            keywords `weight` (B, 2) or `annotated` (B,) of that loss.
+            `SampleWeightedFocalLoss()`. With `annotated` (B,) in the batch, it gets the annotated samples only. With
+            `additive_class_weights`, it is also given that loss's keyword `weight` (B, 2).
         additive_class_weights: class name -> what is added to the weight 1 of the foreground, for samples of that
             class. Every class of the batches has to be listed. By default all weights are 1.
         prepare_batch: by default `PrepareViews()`.
         options: further arguments of `SupervisedTrainer`, such as `train_handlers`, `epoch_length` and `amp`.
 
     Raises:
-        ValueError: `mode` is unknown, or `momentum` not in [0, 1].
+        ValueError: `mode` is unknown, `momentum` not in [0, 1], or the loss has no weights to add to.
     """
 
     def __init__(
@@ -86,6 +87,13 @@ class StudentTeacherTrainer(SupervisedTrainer):
             raise ValueError(f'mode must be "self", "segmentation" or "both", got {mode!r}')
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+        if additive_class_weights is not None and segmentation_loss is not None:
+            call = segmentation_loss.forward if isinstance(segmentation_loss, nn.Module) else segmentation_loss
+            if "weight" not in inspect.signature(call).parameters:
+                raise ValueError(
+                    f"additive_class_weights needs a loss with the argument `weight`, such as SampleWeightedFocalLoss; "
+                    f"{type(segmentation_loss).__name__} has none"
+                )
         self.mode = mode
         self.teacher = make_teacher(network) if teacher is None else teacher
         self.momentum = momentum
@@ -161,15 +169,21 @@ class StudentTeacherTrainer(SupervisedTrainer):
     def _segmentation_terms(self, predictions: Predictions, targets: Targets) -> list[Tensor]:
         if not targets.labels:
             raise ValueError(f'mode "{self.mode}" needs student0_label, student1_label, ... in the batch')
-        extras: dict[str, Tensor] = {}
-        if targets.annotated is not None:
-            extras["annotated"] = targets.annotated
-        if self.additive_class_weights is not None:
-            extras["weight"] = self._class_weights(targets.classes)
-        return [
-            self.segmentation_loss(student.logits, label, **extras)
-            for student, label in zip(predictions.students, targets.labels, strict=True)
-        ]
+        weight = None if self.additive_class_weights is None else self._class_weights(targets.classes)
+        annotated = None if targets.annotated is None else targets.annotated.bool()
+        terms = []
+        for student, label in zip(predictions.students, targets.labels, strict=True):
+            logits, rows = student.logits, weight
+            if annotated is not None:
+                logits, label = logits[annotated], label[annotated]
+                rows = None if weight is None else weight[annotated]
+            if not len(logits):
+                terms.append(logits.sum())  # 0, with a gradient of 0
+            elif rows is None:
+                terms.append(self.segmentation_loss(logits, label))
+            else:
+                terms.append(self.segmentation_loss(logits, label, weight=rows))
+        return terms
 
     def _class_weights(self, classes: Sequence[str] | None) -> Tensor:
         """(B, 2): weights of background and foreground for each sample."""

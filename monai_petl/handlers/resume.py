@@ -103,17 +103,18 @@ class BestMetric:
 
     def __init__(self, evaluator: Evaluator, handlers: Sequence[Any], files: Sequence[str | os.PathLike]) -> None:
         self.evaluator, self.files = evaluator, list(files)
-        self.savers = [h for h in handlers if isinstance(h, CheckpointSaver)]
+        self.savers = [h for h in handlers if isinstance(h, CheckpointSaver) and h._key_metric_checkpoint]
 
-    def state_dict(self) -> dict[str, float]:
-        """Value and epoch of the best validation; epoch -1 when there was none."""
+    def state_dict(self) -> dict[str, Any]:
+        """Value and epoch of the best validation (-1 when there was none), and what MONAI's savers know of theirs."""
         state = self.evaluator.state
-        return {"metric": float(state.best_metric), "epoch": int(state.best_metric_epoch)}
+        saved = [saver._key_metric_checkpoint.state_dict() for saver in self.savers]
+        return {"metric": float(state.best_metric), "epoch": int(state.best_metric_epoch), "saved": saved}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make it the one that the next validation must exceed."""
         if state["epoch"] < 0 or not all(Path(file).is_file() for file in self.files):
             return
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["metric"], state["epoch"]
-        for saver in self.savers:
-            saver.load_state_dict({"_saved": [(state["metric"], "")]})
+        for saver, saved in zip(self.savers, state["saved"], strict=True):
+            saver.load_state_dict(saved)

@@ -82,9 +82,12 @@ def export_class(
             return save_adapter(network, path, notes, name)
     prefix = f"prompts.classes.{class_name}."
     method = PromptTuning(class_name, prompts.depth, own_background=prompts.background_tokens is not None)
+    others = dict(records)
+    records.clear()  # a class of pre-training comes before all adapters
     records[class_name] = AdapterRecord(
         [method], tensors=[n for n, _ in named_tensors(network) if n.startswith(prefix)]
     )
+    records.update(others)
     try:
         return save_adapter(network, path, notes, class_name)
     finally:
@@ -124,8 +127,10 @@ def class_replaced(punet: PUNet, name: str) -> Iterator[Replaced]:
 
 
 def put_back(punet: PUNet, name: str, before: Replaced) -> None:
-    """Undo :func:`class_replaced`: the class is where it was in the order of classes."""
+    """Undo :func:`class_replaced`: the class is where it was in the order of classes, on the device where the others are."""
+    like = punet.prompts.background
     for holder, index, module in before:
+        module.to(like.device, like.dtype).train(punet.training)
         items = list(holder.items())
         items.insert(index, (name, module))
         holder.clear()

@@ -110,6 +110,8 @@ def adapt_punet(
                 f"{pretrained_path} holds no prompts of {', '.join(missing)}; it has: {', '.join(found) or 'none'}. "
                 "Give the classes it was pre-trained on as base_classes"
             )
+        if class_name in network.prompts.names and class_name not in found:
+            network.prompts.remove_class(class_name)  # its place only; nobody trained it
         forgotten = [name for name in found if name not in network.classes]
         if forgotten:
             raise ValueError(

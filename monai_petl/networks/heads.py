@@ -59,6 +59,7 @@ class SimilarityHead(nn.Module):
 class ConvHead(nn.Sequential):
     """Batch norm, LeakyReLU and a 1x1x1 convolution: 130 parameters for 32 channels and two outputs."""
 
+    is_adapter = True  # the head of a class is never part of the backbone
     replaced: Sequence[tuple[nn.ModuleDict, int, nn.Module]] = ()  # what a method put this head in the place of
 
     def __init__(self, in_channels: int = 32, out_channels: int = 2) -> None:

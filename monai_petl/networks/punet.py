@@ -159,9 +159,12 @@ class PUNet(nn.Module):
     def active_classes(self) -> list[str]:
         """The classes that ``network(image)`` segments, in the order of its output channels 1, 2, ..."""
         shown = [name for name in self.classes if name not in self._hidden]
-        if self._active is None or (self._active and self._hidden.issuperset(self._active)):
-            return shown  # all classes, or those that are left when every chosen one is hidden
-        return [name for name in self._active if name in shown]
+        if self._active is None:
+            return shown
+        chosen = [name for name in self._active if name in shown]
+        return (
+            shown if self._active and not chosen else chosen
+        )  # every chosen one is hidden or removed: all that are left
 
     @active_classes.setter
     def active_classes(self, names: Sequence[str] | None) -> None:

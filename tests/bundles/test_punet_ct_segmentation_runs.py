@@ -135,6 +135,13 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path, data: Path, pretraine
     assert parsed(flow, "lr_scheduler").last_epoch == 3 * TRAINING["epoch_length"]
 
 
+def test_the_losses_are_chosen_by_name(tmp_path: Path, data: Path) -> None:
+    run("pretrain", tmp_path, data, epochs=1, segmentation_loss="focal")
+    with pytest.raises(RuntimeError) as error:
+        run("pretrain", tmp_path, data, epochs=1, segmentation_loss="dice")
+    assert any("segmentation_loss must be one of dice_ce, focal; got 'dice'" in text for text in messages(error.value))
+
+
 def test_resumed_training_keeps_what_was_better_before_the_pause(
     tmp_path: Path, data: Path, pretrained: Trained
 ) -> None:

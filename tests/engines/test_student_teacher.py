@@ -11,6 +11,7 @@ from ignite.engine import Events
 from ignite.handlers import Checkpoint
 from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, CheckpointSaver, from_engine
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from monai_petl.engines import PrepareViews, StudentTeacherTrainer, make_teacher
@@ -221,6 +222,25 @@ def test_class_weights_and_annotations_reach_the_segmentation_loss():
     logits = network()(data[0]["student0_image"], CLASSES).logits
     expected = SampleWeightedFocalLoss(weight=[1.0, 1.5])(logits[:1], data[0]["student0_label"][:1])
     torch.testing.assert_close(engine.state.output["segmentation_loss_student0"], expected.detach())
+
+
+def test_samples_without_a_label_are_left_out_with_any_loss():
+    loss = DiceCELoss(to_onehot_y=True, softmax=True)
+    data = batches(1)
+    logits = network()(data[0]["student0_image"], CLASSES).logits
+    for annotated, expected in (
+        ([False, True], loss(logits[1:], data[0]["student0_label"][1:])),
+        ([False, False], torch.tensor(0.0)),
+    ):
+        data[0]["annotated"] = torch.tensor(annotated)
+        engine = trainer(network(), data, mode="segmentation", segmentation_loss=loss)
+        engine.run()
+        torch.testing.assert_close(engine.state.output["segmentation_loss_student0"], expected.detach())
+
+
+def test_class_weights_need_a_loss_that_takes_them():
+    with pytest.raises(ValueError, match=r"argument `weight`.*DiceCELoss has none"):
+        trainer(network(), batches(1), segmentation_loss=DiceCELoss(), additive_class_weights={"liver": 1.0})
 
 
 def test_a_plain_loss_can_be_used():

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from monai_petl import adapt, load_adapter, remove_adapter, save_adapter, summary
-from monai_petl.methods import PUNET_VARIANTS, punet_variant
+from monai_petl import adapt, disabled, load_adapter, remove_adapter, save_adapter, summary
+from monai_petl.methods import PUNET_VARIANTS, adapt_punet, punet_variant
 from monai_petl.networks import PUNet
 from tests.conftest import differing, frozen, small_punet, state_of, train_class
 
@@ -110,3 +110,14 @@ def test_the_start_of_the_prompts_can_be_chosen(variant):
 def test_an_unknown_variant_is_refused_with_the_list():
     with pytest.raises(ValueError, match=r"variant must be one of prompt, prompt_encoder, .*; got 'lora'"):
         punet_variant("lora", "new")
+
+
+def test_before_the_new_class_the_adapted_network_segmented_the_base_classes(tmp_path):
+    torch.save(small_punet("liver", "spleen").state_dict(), tmp_path / "model.pt")
+    network = small_punet("liver", "spleen", "pancreas")  # as a bundle builds it, with a place for the class
+    adapt_punet(network, "prompt", "pancreas", tmp_path / "model.pt")
+    assert network.active_classes == ["pancreas"]
+    with disabled(network):
+        assert network.active_classes == ["liver", "spleen"]
+    remove_adapter(network)
+    assert network.classes == network.active_classes == ["liver", "spleen"]
