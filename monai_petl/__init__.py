@@ -3,7 +3,7 @@
 A frozen backbone plus a small trained delta: attach it, train it, save it in one small file, load it, combine it.
 """
 
-from monai_petl import losses, methods, networks
+from monai_petl import inflation, losses, methods, networks
 from monai_petl.adapt import Method, adapt, trainable_parameters
 from monai_petl.adapters import (
     AdapterFileError,
@@ -27,6 +27,7 @@ __all__ = [
     "adapt",
     "adapter_state_dict",
     "disabled",
+    "inflation",
     "inspect_adapter",
     "load_adapter",
     "losses",

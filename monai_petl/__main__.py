@@ -88,6 +88,39 @@ class Data:
             sys.exit(1)
 
 
+def inflate(
+    source: str,
+    out: str,
+    network: str,
+    img_size: Any = None,
+    spatial_dims: int = 3,
+    patch_size: Any = None,
+    in_channels: int = 3,
+    mode: str = "center",
+    **options: Any,
+) -> None:
+    """Write a 2D pre-trained checkpoint as the weights of a MONAI network, and print what became of its tensors.
+
+    Args:
+        source: .safetensors or torch file, folder, or name on the Hugging Face hub (timm, torchvision, transformers).
+        out: .safetensors file to write; load it by monai_petl.inflation.load_inflated.
+        network: vit, swin or resnet.
+        img_size: size of the images in voxels, for instance 224,224,5. A resnet needs none.
+        spatial_dims: 2 or 3.
+        patch_size: for instance 16,16,5. Default: the source's, a vit's as deep as the image.
+        in_channels: channels of the images.
+        mode: center or average: what the kernel does along depth.
+        options: num_heads, grid, eps, class_key_bias, window_depth, downsample, resize_patch, ...: see vit_from_pretrained.
+    """
+    from monai_petl.inflation import build_from_pretrained, save_inflated
+
+    sizes = {"img_size": img_size, "spatial_dims": spatial_dims, "patch_size": patch_size, "in_channels": in_channels}
+    built, report = build_from_pretrained(network, str(source), mode=mode, **sizes, **options)  # type: ignore[arg-type]
+    path = save_inflated(built, str(out), {"source": str(source), "mode": mode, **sizes, **options})
+    print(report)
+    print(f"written to {path}")
+
+
 def demo(**options: Any) -> None:
     """Pre-train, teach a new class from a few volumes, segment, and write a report. Options: see monai_petl.demo.demo."""
     from monai_petl.demo import demo as run
@@ -97,8 +130,9 @@ def demo(**options: Any) -> None:
 
 def main() -> None:
     """Run a verb; an error that a user can mend is one sentence and exit code 1."""
+    verbs = {"summary": summary, "adapter": Adapter, "data": Data, "inflate": inflate, "demo": demo}
     try:
-        fire.Fire({"summary": summary, "adapter": Adapter, "data": Data, "demo": demo}, name="python -m monai_petl")
+        fire.Fire(verbs, name="python -m monai_petl")
     except Exception as error:
         cause = error
         while type(cause) is RuntimeError and isinstance(cause.__cause__, Exception):

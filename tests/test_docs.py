@@ -14,15 +14,22 @@ from pathlib import Path
 import pytest
 
 from monai_petl import Method, summary
+from monai_petl.bundle import network_of_config
 from monai_petl.data import make_dataset
 from monai_petl.demo import demo
-from monai_petl.methods import PUNET_VARIANTS, adapt_punet
+from monai_petl.inflation import build_from_pretrained
+from monai_petl.methods import PUNET_VARIANTS, SEGMENTER_VARIANTS, adapt_punet
 from monai_petl.networks import PUNet
 
 ROOT = Path(__file__).resolve().parent.parent
+BUNDLES = sorted(path.parent for path in ROOT.glob("bundles/*/configs"))
+CARDS = {bundle / "docs" / "README.md": bundle for bundle in BUNDLES}
 BUNDLE = ROOT / "bundles" / "punet_ct_segmentation"
 CARD = BUNDLE / "docs" / "README.md"
+INFLATED = ROOT / "bundles" / "inflated_vit_segmentation"
 PUNET_PAGE = ROOT / "docs" / "methods" / "punet.md"
+INFLATION_PAGE = ROOT / "docs" / "methods" / "inflation.md"
+INFLATION_LIBRARY_PAGE = ROOT / "docs" / "inflation.md"
 DOCUMENTS = [
     *ROOT.glob("*.md"),
     *ROOT.glob("docs/**/*.md"),
@@ -30,8 +37,15 @@ DOCUMENTS = [
     *ROOT.glob("benchmarks/*.md"),
 ]
 GENERATED = ("docs/figures/demo.png", "docs/results.md", "benchmarks/README.md")  # made by runs; may be absent
-RUNS_IN = {ROOT / "README.md": ROOT, CARD: BUNDLE, PUNET_PAGE: BUNDLE, ROOT / "docs" / "data.md": ROOT}
-EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE]
+RUNS_IN = {
+    ROOT / "README.md": ROOT,
+    **CARDS,
+    PUNET_PAGE: BUNDLE,
+    INFLATION_PAGE: INFLATED,
+    ROOT / "docs" / "data.md": ROOT,
+    INFLATION_LIBRARY_PAGE: ROOT,
+}
+EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE, INFLATION_PAGE, INFLATION_LIBRARY_PAGE]
 PLACES = ("monai_petl/", "bundles/", "docs/", "tests/", "benchmarks/", "configs/")
 RUN_ARGUMENTS = {"config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id", "tracking"}
 EXPORT_ARGUMENTS = {"net_id", "filepath", "ckpt_file", "meta_file", "config_file", "use_trace", "input_shape"}
@@ -86,7 +100,7 @@ def test_every_path_in_the_text_exists(document):
     for code in re.findall(r"`([^`\n]+)`", prose(document)):
         if not code.startswith(PLACES) or not re.fullmatch(r"[\w./-]+", code):
             continue
-        places = (ROOT, document.parent, BUNDLE)
+        places = (ROOT, document.parent, *BUNDLES)
         assert any(is_there((place / code).resolve()) for place in places), f"{name_of(document)}: {code}"
 
 
@@ -154,9 +168,10 @@ def test_documents_show_all_workflows():
     verbs = {tuple(words[:2]) for _, _, words in COMMANDS}
     assert ("monai.bundle", "run") in verbs
     assert ("monai_petl", "adapter") in verbs
-    used = " ".join(" ".join(words) for _, _, words in COMMANDS)
-    for config in BUNDLE.glob("configs/*.json"):
-        assert config.name in used, config.name
+    for card, bundle in CARDS.items():
+        used = " ".join(" ".join(words) for document, _, words in COMMANDS if document == name_of(card))
+        for config in bundle.glob("configs/*.json"):
+            assert config.name in used, config
 
 
 @pytest.mark.parametrize(("document_name", "folder", "words"), of("monai.bundle", "run"))
@@ -166,7 +181,7 @@ def test_bundle_commands_name_files_and_ids_that_exist(document_name, folder, wo
     for name in given.keys() - RUN_ARGUMENTS:
         assert name in config, f"{document_name}: {' '.join(words)}: no id {name!r}"
     if "bundle_root" in given:
-        assert (folder / given["bundle_root"]).resolve() == BUNDLE
+        assert (folder / given["bundle_root"]).resolve() in BUNDLES
 
 
 @pytest.mark.parametrize(("document_name", "folder", "words"), of("monai.bundle", "ckpt_export"))
@@ -188,6 +203,8 @@ def test_package_commands_have_verbs_and_options_that_exist(document_name, folde
         assert given.keys() <= inspect.signature(demo).parameters.keys(), document_name
     elif words[1:3] == ["data", "make"]:
         assert given.keys() <= inspect.signature(make_dataset).parameters.keys(), document_name
+    elif words[1] == "inflate":
+        assert given.keys() <= inspect.signature(build_from_pretrained).parameters.keys() | {"network"}, document_name
     else:
         assert words[1:3] in (["adapter", "inspect"], ["data", "check"]), document_name
         assert given.keys() <= {"json"}
@@ -205,10 +222,20 @@ def rows(document: Path, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line] for line in lines]
 
 
-@pytest.mark.parametrize("config", ["train.json", "pretrain.json", "evaluate.json", "inference.json"])
-def test_tables_of_options_show_the_ids_and_defaults_of_the_configs(config):
-    written = json.loads((BUNDLE / "configs" / config).read_text(encoding="utf-8"))
-    table = rows(CARD, f"### `configs/{config}`")
+CONFIGS = [
+    (card, config)
+    for card, bundle in CARDS.items()
+    for config in ("train.json", "pretrain.json", "evaluate.json", "inference.json")
+    if (bundle / "configs" / config).is_file()
+]
+
+
+@pytest.mark.parametrize(
+    ("card", "config"), CONFIGS, ids=lambda value: value if isinstance(value, str) else name_of(value)
+)
+def test_tables_of_options_show_the_ids_and_defaults_of_the_configs(card, config):
+    written = json.loads((CARDS[card] / "configs" / config).read_text(encoding="utf-8"))
+    table = rows(card, f"### `configs/{config}`")
     assert table
     for name, default, _ in table:
         assert name.strip("`") in written, f"{config} has no id {name}"
@@ -233,6 +260,15 @@ def test_the_table_of_variants_is_complete_and_its_counts_are_right():
     for variant, row in table.items():
         trained = summary(adapt_punet(PUNet(classes=("liver",)), variant, "kidney")).trainable
         assert row[2] == f"{trained:,}", variant
+
+
+def test_the_table_of_variants_of_the_inflated_transformer_is_right():
+    table = {row[0].strip("`"): row for row in rows(INFLATED / "docs" / "README.md", "## Network and method")}
+    assert list(table) == list(SEGMENTER_VARIANTS)
+    for variant, row in table.items():
+        counted = summary(network_of_config(INFLATED, variant=variant))
+        assert row[2] == f"{counted.trainable:,}", variant
+        assert f"of {counted.total:,} parameters" in (INFLATED / "docs" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_punet_has_the_counts_of_its_blocks():

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from monai_petl.adapt import adapters_of
 from monai_petl.adapters import inspect_adapter, load_adapter, remove_adapter
 from monai_petl.networks.punet import PUNet
+from monai_petl.networks.state_files import read_state_dict
 
 __all__ = ["load_punet", "load_punet_backbone"]
 
@@ -35,17 +34,10 @@ def load_punet_backbone(network: PUNet, path: str | os.PathLike) -> list[str]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or does not fit; names the tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no pre-trained network at {path}. Run the bundle's pretrain.json first, or give its place as --ckpt_path or "
-            "--pretrained_path"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a state dict, it may be damaged or truncated: {error}") from error
-    state = state.get("model", state) if isinstance(state, Mapping) else {}
+    state = read_state_dict(
+        path,
+        "Run the bundle's pretrain.json first, or give its place as --ckpt_path or --pretrained_path",
+    )
     own = network.state_dict()
     shared = [n for n in own if not n.startswith((CLASS_PREFIX, "heads."))]
     held = list(dict.fromkeys(n.split(".")[2] for n in state if n.startswith(CLASS_PREFIX)))

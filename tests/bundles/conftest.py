@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from monai_petl.data import make_phantom_dataset
-from tests.bundles.helpers import SIZE, SPACING, Trained, copy_bundle, run
+from tests.bundles.helpers import BUNDLES, INFLATED, SIZE, SPACING, Bundle, Trained, checkpoint_state, copy_bundle, run
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,40 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, data: Path, pretrained: Trai
     """The bundle after prompt tuning of the kidney."""
     bundle = copy_bundle(tmp_path_factory.mktemp("tuned"))
     return Trained(bundle, run("train", bundle, data, pretrained_path=str(pretrained.model)))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2D vision transformer with random weights, as a file of timm."""
+    path = tmp_path_factory.mktemp("checkpoint") / "vit.safetensors"
+    save_file(checkpoint_state(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def inflated(tmp_path_factory: pytest.TempPathFactory, data: Path, checkpoint: Path) -> Trained:
+    """The bundle of inflated transformers after training a decoder on the frozen backbone."""
+    bundle = INFLATED.copy(tmp_path_factory.mktemp("inflated"))
+    return Trained(bundle, INFLATED.run("train", bundle, data, pretrained_path=str(checkpoint)))
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda bundle: bundle.name)
+def each(request: pytest.FixtureRequest) -> Bundle:
+    """Every bundle in turn."""
+    return request.param
+
+
+@pytest.fixture
+def trained(each: Bundle, request: pytest.FixtureRequest) -> Trained:
+    """The bundle in turn, trained."""
+    return request.getfixturevalue("inflated" if each is INFLATED else "tuned")
+
+
+@pytest.fixture
+def weights(each: Bundle, trained: Trained, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Where the weights are that the bundle in turn reads, as overrides of any config."""
+    source = request.getfixturevalue("checkpoint") if each is INFLATED else request.getfixturevalue("pretrained").model
+    return {"pretrained_path": str(source), "ckpt_path": str(trained.model)}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import warnings
@@ -15,26 +16,108 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
+from tests.inflation.sources import timm_vit
+
 REPOSITORY = Path(__file__).parents[2]
-NAME = "punet_ct_segmentation"
-BUNDLE = REPOSITORY / "bundles" / NAME
 SIZE, SPACING = (32, 32, 6), (8.0, 8.0, 10.0)  # of the phantoms: voxels, and mm
 BASE_CLASSES = ["liver", "spleen"]
 
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle of the repository, with settings for each of its configs that make it small.
+
+    Attributes:
+        name: of its folder.
+        settings: config -> overrides; the keys are the configs that can be run.
+        shallow: overrides of the network for export, which takes long for each layer.
+        input_shape: of the network, with these settings.
+    """
+
+    name: str
+    settings: dict[str, dict[str, Any]]
+    shallow: dict[str, Any]
+    input_shape: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        return REPOSITORY / "bundles" / self.name
+
+    def copy(self, folder: Path) -> Path:
+        """The bundle as it is published: without the folders that running it makes."""
+        return Path(
+            shutil.copytree(self.path, folder / self.name, ignore=shutil.ignore_patterns("models", "eval", "data"))
+        )
+
+    def config(self, name: str) -> dict[str, Any]:
+        """A config as it is written."""
+        return json.loads((self.path / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+
+    def config_files(self, bundle: Path, name: str) -> list[str]:
+        """The files behind ``evaluate`` (which overrides ``train``) and the other configs."""
+        files = ["train", "evaluate"] if name == "evaluate" else [name]
+        return [str(bundle / "configs" / f"{file}.json") for file in files]
+
+    def workflow(self, name: str, root: Path, data: Path, **overrides: Any) -> ConfigWorkflow:
+        """A config with small sizes, not initialised. It writes below ``root``; the configs may lie elsewhere."""
+        settings = {**self.settings[name], "bundle_root": str(root), "dataset_dir": str(data), **overrides}
+        bundle = root if (root / "configs").is_dir() else self.path
+        kind = "infer" if name == "inference" else "train"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # MONAI's, that configs are code
+            return ConfigWorkflow(self.config_files(bundle, name), logging_file=False, workflow_type=kind, **settings)
+
+    def run(self, name: str, root: Path, data: Path, **overrides: Any) -> ConfigWorkflow:
+        """Run a config as ``python -m monai.bundle run`` does."""
+        flow = self.workflow(name, root, data, **overrides)
+        path = list(sys.path)
+        try:
+            flow.initialize()
+            flow.run()
+            flow.finalize()
+        finally:
+            sys.path[:] = path
+        return flow
+
+
+SHORT = {"batch_size": 2, "epochs": 2, "epoch_length": 2, "val_interval": 1, "cache_rate": 1.0}
+
 NETWORK = {"channels": [8, 8, 16, 16, 24], "tokens_per_class": 4}
 INFERENCE = {**NETWORK, "spacing": list(SPACING), "patch_size": [32, 32, 1], "num_workers": 0}
-TRAINING = {
-    **INFERENCE,
-    "base_classes": BASE_CLASSES,
-    "slab_size": [32, 32, 1],
-    "batch_size": 2,
-    "epochs": 2,
-    "epoch_length": 2,
-    "val_interval": 1,
-    "cache_rate": 1.0,
-}
+TRAINING = {**INFERENCE, **SHORT, "base_classes": BASE_CLASSES, "slab_size": [32, 32, 1]}
 PRETRAINING = {**TRAINING, "teacher_size": [32, 32, 1], "student_sizes": [[32, 32, 1], [32, 32, 1]]}
-SETTINGS = {"pretrain": PRETRAINING, "train": TRAINING, "evaluate": TRAINING, "inference": INFERENCE}
+PUNET = Bundle(
+    "punet_ct_segmentation",
+    {"pretrain": PRETRAINING, "train": TRAINING, "evaluate": TRAINING, "inference": INFERENCE},
+    {**NETWORK, "channels": [8, 8, 16]},
+    (1, 1, 32, 32, 1),
+)
+BUNDLE, copy_bundle, config_files, workflow, run = PUNET.path, PUNET.copy, PUNET.config_files, PUNET.workflow, PUNET.run
+
+VIT = {"hidden_size": 24, "mlp_dim": 96, "num_layers": 4, "num_heads": 4, "token_size": [8, 8, 3], "feature_size": 4}
+VIT_INFERENCE = {**VIT, "spacing": list(SPACING), "patch_size": [32, 32, 3], "num_workers": 0}
+VIT_TRAINING = {**VIT_INFERENCE, **SHORT, "slab_size": [32, 32, 3]}
+INFLATED = Bundle(
+    "inflated_vit_segmentation",
+    {"train": VIT_TRAINING, "evaluate": VIT_TRAINING, "inference": VIT_INFERENCE},
+    {**VIT, "patch_size": [32, 32, 3], "num_layers": 2},
+    (1, 1, 32, 32, 3),
+)
+
+BUNDLES = (PUNET, INFLATED)
+RUNS = [(bundle, config) for bundle in BUNDLES for config in bundle.settings]
+
+
+def named(value: Any) -> str:
+    """A test's parameter in words."""
+    return f"{value.parts[-3]}-{value.stem}" if isinstance(value, Path) else getattr(value, "name", str(value))
+
+
+def checkpoint_state() -> dict[str, Tensor]:
+    """A 2D vision transformer of 4 x 4 patches with random weights, always the same, under the names of timm."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm_vit(hidden=24, layers=4, patch=8)
 
 
 @dataclass(frozen=True)
@@ -47,40 +130,6 @@ class Trained:
     @property
     def model(self) -> Path:
         return self.bundle / "models" / "model.pt"
-
-
-def copy_bundle(folder: Path) -> Path:
-    """The bundle as it is published: without the folders that running it makes."""
-    return Path(shutil.copytree(BUNDLE, folder / NAME, ignore=shutil.ignore_patterns("models", "eval", "data")))
-
-
-def config_files(bundle: Path, name: str) -> list[str]:
-    """The files behind ``evaluate`` (which overrides ``train``) and the other configs."""
-    files = ["train", "evaluate"] if name == "evaluate" else [name]
-    return [str(bundle / "configs" / f"{file}.json") for file in files]
-
-
-def workflow(name: str, root: Path, data: Path, **overrides: Any) -> ConfigWorkflow:
-    """A config of the bundle with small sizes, not initialised. It writes below ``root``; the configs may lie elsewhere."""
-    settings = {**SETTINGS[name], "bundle_root": str(root), "dataset_dir": str(data), **overrides}
-    bundle = root if (root / "configs").is_dir() else BUNDLE
-    kind = "infer" if name == "inference" else "train"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # MONAI's, that configs are code
-        return ConfigWorkflow(config_files(bundle, name), logging_file=False, workflow_type=kind, **settings)
-
-
-def run(name: str, root: Path, data: Path, **overrides: Any) -> ConfigWorkflow:
-    """Run a config of the bundle as ``python -m monai.bundle run`` does."""
-    flow = workflow(name, root, data, **overrides)
-    path = list(sys.path)
-    try:
-        flow.initialize()
-        flow.run()
-        flow.finalize()
-    finally:
-        sys.path[:] = path
-    return flow
 
 
 def parsed(flow: ConfigWorkflow, name: str) -> Any:

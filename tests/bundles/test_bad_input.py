@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from tests.bundles.helpers import (
-    BUNDLE,
-    TRAINING,
+    PUNET,
+    RUNS,
+    Bundle,
     Trained,
     command,
-    config_files,
     files_below,
     messages,
+    named,
     parsed,
     run,
     segmentations,
@@ -42,14 +43,24 @@ def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.n
     nib.save(nib.Nifti1Image(voxels, volume.affine if affine is None else affine), path)
 
 
-def refusal(name: str, root: Path, data: Path, pattern: str, **overrides: Any) -> None:
+def refusal(bundle: Bundle, name: str, root: Path, data: Path, pattern: str, **overrides: Any) -> None:
     """Running a config fails with a sentence that fits the pattern, and leaves no file behind."""
     before = files_below(root)
     with pytest.raises(Exception) as error:  # noqa: PT011 (MONAI wraps what is raised; the sentence is what counts)
-        run(name, root, data, **overrides)
+        bundle.run(name, root, data, **overrides)
     said = list(messages(error.value))
     assert any(re.search(pattern, text) for text in said), said
     assert files_below(root) == before
+
+
+def start_of(name: str, weights: dict[str, str]) -> dict[str, str]:
+    """What a training starts from, as overrides; pre-training starts from nothing."""
+    return {} if name == "pretrain" else {"pretrained_path": weights["pretrained_path"]}
+
+
+def classes_of(bundle: Bundle) -> dict[str, Any]:
+    """What inference is asked for: PUNet's network after training holds other classes than the default ones."""
+    return {"class_names": ["kidney"]} if bundle is PUNET else {}
 
 
 def make_case_bad(folder: Path, kind: str) -> str:
@@ -80,69 +91,90 @@ def make_case_bad(folder: Path, kind: str) -> str:
 # Data
 
 
-@pytest.mark.parametrize("name", ["pretrain", "train", "evaluate", "inference"])
-def test_missing_or_empty_data_folder_is_named(name: str, tmp_path: Path, tuned: Trained) -> None:
-    weights = {"pretrained_path": str(tuned.model), "ckpt_path": str(tuned.model)}
+@pytest.mark.parametrize(("each", "name"), RUNS, ids=named, indirect=["each"])
+def test_missing_or_empty_data_folder_is_named(
+    each: Bundle, name: str, tmp_path: Path, weights: dict[str, str]
+) -> None:
     missing, empty = tmp_path / "missing", tmp_path / "empty"
-    refusal(name, tmp_path, missing, rf"dataset_dir names no folder: {missing}", **weights)
+    refusal(each, name, tmp_path, missing, rf"dataset_dir names no folder: {missing}", **weights)
     empty.mkdir()
-    refusal(name, tmp_path, empty, rf"no cases were found in dataset_dir {empty}", **weights)
+    refusal(each, name, tmp_path, empty, rf"no cases were found in dataset_dir {empty}", **weights)
 
 
 @pytest.mark.parametrize("kind", ["shape", "affine", "nan", "constant", "corrupt", "missing", "axes"])
-def test_bad_training_case_is_named(kind: str, tmp_path: Path, broken: Path, pretrained: Trained) -> None:
+def test_bad_training_case_is_named(
+    each: Bundle, kind: str, tmp_path: Path, broken: Path, weights: dict[str, str]
+) -> None:
     pattern = make_case_bad(broken, kind)
-    refusal("pretrain", tmp_path / "pretraining", broken, pattern)
-    refusal("train", tmp_path / "training", broken, pattern, pretrained_path=str(pretrained.model))
+    for name in each.settings.keys() - {"evaluate", "inference"}:
+        refusal(each, name, tmp_path / name, broken, pattern, **start_of(name, weights))
 
 
-def test_bad_validation_case_is_named_before_training(tmp_path: Path, broken: Path) -> None:
+def test_bad_validation_case_is_named_before_training(
+    each: Bundle, tmp_path: Path, broken: Path, weights: dict[str, str]
+) -> None:
     cases = json.loads((broken / "dataset.json").read_text(encoding="utf-8"))["validation"]
     (broken / cases[0]["label"]).unlink()
-    refusal("pretrain", tmp_path / "run", broken, rf"{Path(cases[0]['label']).name} is missing")
+    pattern = rf"{Path(cases[0]['label']).name} is missing"
+    for name in each.settings.keys() - {"evaluate", "inference"}:
+        refusal(each, name, tmp_path / "run", broken, pattern, **start_of(name, weights))
 
 
-def test_training_case_without_a_label_is_named(tmp_path: Path, broken: Path) -> None:
+def test_training_case_without_a_label_is_named(
+    each: Bundle, tmp_path: Path, broken: Path, weights: dict[str, str]
+) -> None:
     contents = json.loads((broken / "dataset.json").read_text(encoding="utf-8"))
     del contents["training"][0]["label"]
     (broken / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
-    refusal("pretrain", tmp_path / "run", broken, rf"{Path(contents['training'][0]['image']).name} has no label")
+    pattern = rf"{Path(contents['training'][0]['image']).name} has no label"
+    for name in each.settings.keys() - {"evaluate", "inference"}:
+        refusal(each, name, tmp_path / "run", broken, pattern, **start_of(name, weights))
 
 
-def test_class_that_no_label_holds_is_named(tmp_path: Path, broken: Path, pretrained: Trained) -> None:
+def test_class_that_no_label_holds_is_named(
+    each: Bundle, tmp_path: Path, broken: Path, weights: dict[str, str]
+) -> None:
     for label in (broken / "labelsTr").iterdir():
         rewrite(label, lambda voxels: np.where(voxels == 3, 0, voxels).astype(np.uint8))
     sentence = r"none of the \d labels holds the label value 3 \(kidney\)"
-    refusal("train", tmp_path / "run", broken, sentence, pretrained_path=str(pretrained.model))
-    refusal("pretrain", tmp_path / "run", broken, sentence, base_classes=["liver", "kidney"])
+    refusal(each, "train", tmp_path / "run", broken, sentence, **start_of("train", weights))
+    if "pretrain" in each.settings:
+        refusal(each, "pretrain", tmp_path / "run", broken, sentence, base_classes=["liver", "kidney"])
 
 
-def test_unlabelled_case_cannot_be_evaluated(tmp_path: Path, broken: Path, tuned: Trained) -> None:
+def test_unlabelled_case_cannot_be_evaluated(
+    each: Bundle, tmp_path: Path, broken: Path, weights: dict[str, str]
+) -> None:
     contents = json.loads((broken / "dataset.json").read_text(encoding="utf-8"))
     contents["test"] = [case["image"] for case in contents["test"]]
     (broken / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
-    overrides = {"eval_section": "test", "ckpt_path": str(tuned.model)}
-    refusal("evaluate", tmp_path / "run", broken, "has no label", **overrides)
+    refusal(each, "evaluate", tmp_path / "run", broken, "has no label", eval_section="test", **weights)
 
 
-def test_damaged_dataset_json_is_named(tmp_path: Path, broken: Path) -> None:
+def test_damaged_dataset_json_is_named(each: Bundle, tmp_path: Path, broken: Path, weights: dict[str, str]) -> None:
     (broken / "dataset.json").write_text('{"training": [', encoding="utf-8")
-    refusal("pretrain", tmp_path / "run", broken, r"dataset\.json cannot be read as JSON")
+    sentence = r"dataset\.json cannot be read as JSON"
+    refusal(each, "train", tmp_path / "run", broken, sentence, **start_of("train", weights))
 
 
 @pytest.mark.parametrize("kind", ["nan", "constant", "corrupt"])
-def test_bad_image_for_inference_is_named(kind: str, tmp_path: Path, broken: Path, tuned: Trained) -> None:
+def test_bad_image_for_inference_is_named(
+    each: Bundle, kind: str, tmp_path: Path, broken: Path, weights: dict[str, str]
+) -> None:
     pattern = make_case_bad(broken, kind)
-    overrides = {"class_names": ["kidney"], "ckpt_path": str(tuned.model)}
     bad = sorted((broken / "imagesTr").iterdir())[1]
-    refusal("inference", tmp_path / "run", broken, pattern, images=str(bad), **overrides)
+    overrides = {**classes_of(each), **weights}
+    refusal(each, "inference", tmp_path / "run", broken, pattern, images=str(bad), **overrides)
     if kind == "corrupt":  # headers are read before the first case is segmented
-        refusal("inference", tmp_path / "run", broken, pattern, images=str(broken / "imagesTr/*.nii.gz"), **overrides)
+        images = str(broken / "imagesTr/*.nii.gz")
+        refusal(each, "inference", tmp_path / "run", broken, pattern, images=images, **overrides)
 
 
-def test_pattern_that_matches_no_image_is_named(tmp_path: Path, data: Path, tuned: Trained) -> None:
-    pattern = str(data / "*.dcm")
-    refusal("inference", tmp_path / "run", data, "no file matches images=.*dcm", images=pattern, class_names=["kidney"])
+def test_pattern_that_matches_no_image_is_named(
+    each: Bundle, tmp_path: Path, data: Path, weights: dict[str, str]
+) -> None:
+    overrides = {"images": str(data / "*.dcm"), **classes_of(each), **weights}
+    refusal(each, "inference", tmp_path, data, "no file matches images=.*dcm", **overrides)
 
 
 def test_patch_larger_than_the_volume_is_padded(tmp_path: Path, data: Path) -> None:
@@ -164,35 +196,30 @@ def test_unknown_class_is_named_with_those_that_exist(tmp_path: Path, data: Path
     weights = {"pretrained_path": str(tuned.model), "ckpt_path": str(tuned.model)}
     known = "liver, spleen, kidney, aorta, spine"
     sentence = f"has no class named pancreas; its classes are {known}"
-    refusal("train", tmp_path, data, sentence, new_class="pancreas", **weights)
-    refusal("pretrain", tmp_path, data, sentence, base_classes=["liver", "pancreas"])
-    refusal("evaluate", tmp_path, data, sentence, eval_classes=["pancreas"], **weights)
-    refusal("train", tmp_path, data, "holds no prompts of spine", base_classes=["liver", "spine"], **weights)
+    refusal(PUNET, "train", tmp_path, data, sentence, new_class="pancreas", **weights)
+    refusal(PUNET, "pretrain", tmp_path, data, sentence, base_classes=["liver", "pancreas"])
+    refusal(PUNET, "evaluate", tmp_path, data, sentence, eval_classes=["pancreas"], **weights)
+    refusal(PUNET, "train", tmp_path, data, "holds no prompts of spine", base_classes=["liver", "spine"], **weights)
     sentence = r"class 'pancreas' has no weights: .*holds liver.*and there is no adapter file pancreas\.safetensors"
-    refusal("inference", tmp_path, data, sentence, class_names=["liver", "pancreas"], **weights)
+    refusal(PUNET, "inference", tmp_path, data, sentence, class_names=["liver", "pancreas"], **weights)
 
 
 def test_new_class_among_the_base_classes_is_named(tmp_path: Path, data: Path, pretrained: Trained) -> None:
     weights = {"pretrained_path": str(pretrained.model)}
-    refusal("train", tmp_path, data, "class 'liver' is there already", new_class="liver", **weights)
+    refusal(PUNET, "train", tmp_path, data, "class 'liver' is there already", new_class="liver", **weights)
 
 
 def test_unknown_variant_is_named_with_those_that_exist(tmp_path: Path, data: Path, pretrained: Trained) -> None:
     weights = {"pretrained_path": str(pretrained.model)}
-    refusal("train", tmp_path, data, "variant must be one of prompt, .*; got 'lora'", variant="lora", **weights)
+    refusal(PUNET, "train", tmp_path, data, "variant must be one of prompt, .*; got 'lora'", variant="lora", **weights)
 
 
-def test_more_labelled_volumes_than_there_are(tmp_path: Path, data: Path, pretrained: Trained) -> None:
-    weights = {"pretrained_path": str(pretrained.model)}
-    refusal(
-        "train",
-        tmp_path,
-        data,
-        "9 cases were asked for, but the data list holds 4; .*num_labelled",
-        num_labelled=9,
-        **weights,
-    )
-    refusal("train", tmp_path, data, "must be positive", num_labelled=0, **weights)
+def test_more_labelled_volumes_than_there_are(
+    each: Bundle, tmp_path: Path, data: Path, weights: dict[str, str]
+) -> None:
+    sentence = "9 cases were asked for, but the data list holds 4; .*num_labelled"
+    refusal(each, "train", tmp_path, data, sentence, num_labelled=9, **start_of("train", weights))
+    refusal(each, "train", tmp_path, data, "must be positive", num_labelled=0, **start_of("train", weights))
 
 
 # Weights
@@ -207,17 +234,22 @@ def test_missing_or_damaged_model_is_named(tmp_path: Path, data: Path, pretraine
         ("evaluate", "ckpt_path", {}),
         ("inference", "ckpt_path", {"class_names": ["liver"]}),
     ):
-        refusal(name, tmp_path, data, rf"no pre-trained network at {missing}", **{key: str(missing)}, **classes)
-        refusal(name, tmp_path, data, rf"{short} cannot be read", **{key: str(short)}, **classes)
-        refusal(name, tmp_path, data, rf"{other} does not fit this PUNet", **{key: str(other)}, **classes)
+        refusal(PUNET, name, tmp_path, data, rf"no pre-trained network at {missing}", **{key: str(missing)}, **classes)
+        refusal(PUNET, name, tmp_path, data, rf"{short} cannot be read", **{key: str(short)}, **classes)
+        refusal(PUNET, name, tmp_path, data, rf"{other} does not fit this PUNet", **{key: str(other)}, **classes)
     refusal(
-        "inference", tmp_path, data, rf"no pre-trained network at {tmp_path}/models/model.pt", class_names=["liver"]
+        PUNET,
+        "inference",
+        tmp_path,
+        data,
+        rf"no pre-trained network at {tmp_path}/models/model.pt",
+        class_names=["liver"],
     )
 
 
 def test_model_of_other_network_settings_is_named(tmp_path: Path, data: Path, pretrained: Trained) -> None:
     overrides = {"class_names": ["liver"], "ckpt_path": str(pretrained.model), "channels": [8, 8, 16, 16, 32]}
-    refusal("inference", tmp_path, data, "Use the network settings that the file was trained with", **overrides)
+    refusal(PUNET, "inference", tmp_path, data, "Use the network settings that the file was trained with", **overrides)
 
 
 def test_wrong_or_damaged_adapter_is_named(tmp_path: Path, data: Path, pretrained: Trained, tuned: Trained) -> None:
@@ -228,7 +260,7 @@ def test_wrong_or_damaged_adapter_is_named(tmp_path: Path, data: Path, pretraine
 
     def refuse(pattern: str, file: Path, **overrides: Any) -> None:
         adapters = {"adapters": {"kidney": str(file)}}
-        refusal("inference", tmp_path, data, pattern, **{**weights, **adapters, **overrides})
+        refusal(PUNET, "inference", tmp_path, data, pattern, **{**weights, **adapters, **overrides})
 
     refuse(r"short\.safetensors is not an adapter file, or is damaged", short)
     refuse("no adapter file .*none", tmp_path / "none.safetensors")
@@ -245,13 +277,17 @@ def test_adapter_that_changed_the_body_is_not_mixed_with_other_classes(
     run("train", tmp_path, data, pretrained_path=str(pretrained.model), variant="decoder", epochs=1, epoch_length=1)
     overrides = {"ckpt_path": str(pretrained.model), "adapter_dir": str(tmp_path / "models" / "adapters")}
     sentence = "can segment 'kidney' only"
-    refusal("inference", tmp_path / "run", data, sentence, class_names=["liver", "kidney"], **overrides)
+    refusal(PUNET, "inference", tmp_path / "run", data, sentence, class_names=["liver", "kidney"], **overrides)
     run("inference", tmp_path / "run", data, class_names=["kidney"], **overrides)
 
 
-def test_missing_checkpoint_to_resume_from_is_named(tmp_path: Path, data: Path) -> None:
+def test_missing_checkpoint_to_resume_from_is_named(
+    each: Bundle, tmp_path: Path, data: Path, weights: dict[str, str]
+) -> None:
     missing = tmp_path / "none.pt"
-    refusal("pretrain", tmp_path, data, rf"resume_path names no checkpoint: {missing}", resume_path=str(missing))
+    sentence = rf"resume_path names no checkpoint: {missing}"
+    for name in each.settings.keys() - {"evaluate", "inference"}:
+        refusal(each, name, tmp_path, data, sentence, resume_path=str(missing), **start_of(name, weights))
 
 
 # Output
@@ -259,28 +295,31 @@ def test_missing_checkpoint_to_resume_from_is_named(tmp_path: Path, data: Path) 
 
 @pytest.mark.parametrize("key", ["output_dir", "ckpt_dir", "adapter_dir"])
 def test_output_that_cannot_be_written_is_named_before_training(
-    key: str, tmp_path: Path, data: Path, pretrained: Trained
+    each: Bundle, key: str, tmp_path: Path, data: Path, weights: dict[str, str]
 ) -> None:
     file = tmp_path / "file"
     file.write_text("in the way", encoding="utf-8")
     paths = {name: str(tmp_path / name) for name in ("output_dir", "ckpt_dir", "adapter_dir")}
     paths[key] = str(file / "folder")
     with pytest.raises(Exception) as error:  # noqa: PT011
-        run("train", tmp_path, data, pretrained_path=str(pretrained.model), **paths)
+        each.run("train", tmp_path, data, **start_of("train", weights), **paths)
     assert any(str(file) in text for text in messages(error.value))
     assert not [path for path in files_below(tmp_path) if path.suffix in (".pt", ".safetensors")]
 
 
-def test_inference_names_an_output_folder_that_cannot_be_written(tmp_path: Path, data: Path, tuned: Trained) -> None:
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    overrides = {"class_names": ["kidney"], "ckpt_path": str(tuned.model)}
-    refusal("inference", tmp_path, data, str(tmp_path / "file"), output_dir=str(tmp_path / "file" / "out"), **overrides)
+def test_inference_names_an_output_folder_that_cannot_be_written(
+    each: Bundle, tmp_path: Path, data: Path, weights: dict[str, str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("in the way", encoding="utf-8")
+    overrides = {**classes_of(each), **weights, "output_dir": str(file / "out")}
+    refusal(each, "inference", tmp_path, data, str(file), **overrides)
 
 
 @pytest.mark.slow
-def test_command_line_ends_with_an_error_code_and_the_sentence(tmp_path: Path) -> None:
-    settings = {**TRAINING, "bundle_root": tmp_path, "dataset_dir": tmp_path / "none", "num_workers": 0}
-    arguments = command("-m", "monai.bundle", "run", config_file=config_files(BUNDLE, "pretrain")[0], **settings)
+def test_command_line_ends_with_an_error_code_and_the_sentence(each: Bundle, tmp_path: Path) -> None:
+    settings = {**each.settings["train"], "bundle_root": tmp_path, "dataset_dir": tmp_path / "none"}
+    arguments = command("-m", "monai.bundle", "run", config_file=each.path / "configs" / "train.json", **settings)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 1

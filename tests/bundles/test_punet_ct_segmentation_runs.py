@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +33,6 @@ from tests.bundles.helpers import (
     state_in,
     workflow,
 )
-
-MISSING_PACKAGE = """
-import sys
-from importlib.abc import MetaPathFinder
-
-class Blocked(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "monai_petl":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Blocked())
-"""
 
 
 def last_loss(trained: Any) -> float:
@@ -355,42 +342,3 @@ def test_two_processes_train_one_model(tmp_path: Path, data: Path) -> None:
     assert names == {"model.pt", "kidney.safetensors"}
     after = state_in(bundle / "models" / "model.pt")
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-
-
-ENTRY_POINTS = """
-import sys, traceback
-from monai.bundle import ckpt_export, load, run, verify_net_in_out
-bundle = sys.argv[1]
-config, meta = f"{bundle}/configs/inference.json", f"{bundle}/configs/metadata.json"
-entries = {
-    "run": lambda: run(config_file=config),
-    "train": lambda: run(config_file=f"{bundle}/configs/train.json"),
-    "verify": lambda: verify_net_in_out("network_def", config_file=config, meta_file=meta),
-    "export": lambda: ckpt_export("network_def", "model.ts", f"{bundle}/models/model.pt", meta, config),
-    "load": lambda: load("punet_ct_segmentation", bundle_dir=f"{bundle}/.."),
-}
-for name, entry in entries.items():
-    print("ENTRY", name)
-    try:
-        entry()
-        print("no error")
-    except Exception:
-        print(traceback.format_exc())
-run(config_file=config)
-"""
-
-
-@pytest.mark.slow
-def test_without_the_package_every_entry_point_says_what_to_install(tmp_path: Path, pretrained: Trained) -> None:
-    (tmp_path / "sitecustomize.py").write_text(MISSING_PACKAGE, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, "-c", ENTRY_POINTS, str(pretrained.bundle)]
-    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
-    parts = done.stdout.split("ENTRY ")[1:]
-    assert [part.split()[0] for part in parts] == ["run", "train", "verify", "export", "load"], done.stderr
-    for part in parts:
-        assert "monai_petl" in part, part
-        assert "pip install monai-petl" in part, part
-        assert "no error" not in part, part
-    assert done.returncode != 0
-    assert "pip install monai-petl" in done.stderr

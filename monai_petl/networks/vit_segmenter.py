@@ -1,0 +1,233 @@
+"""A segmentation network around any MONAI ``ViT``: feature maps of several blocks and a light convolutional decoder.
+
+The decoder is in the manner of UNETR (A. Hatamizadeh et al., "UNETR: Transformers for 3D Medical Image Segmentation",
+arXiv:2103.10504), for patches of any size, also another one along each axis. The class token stays in the backbone, where
+``UNETR`` drops it. With ``center_slice`` it is the 2.5D network of "Adapting Pre-trained Vision Transformers from 2D to
+3D through Weight Inflation Improves Medical Image Segmentation", arXiv:2302.04303 (2022), with another decoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from monai.networks.blocks import UnetOutBlock, UnetResBlock
+from monai.networks.layers import Conv
+from monai.networks.nets import ViT
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_petl.inflation.options import patch_of
+
+__all__ = ["TapDecoder", "ViTSegmenter"]
+
+
+class ViTSegmenter(nn.Module):
+    """Label scores of an image from the hidden states ("taps") of a vision transformer.
+
+    =====================  ==============  ===================================================
+    backbone               image           output
+    =====================  ==============  ===================================================
+    2D                     (B, C, H, W)    (B, K, H, W)
+    2D                     (B, C, H, W, D) (B, K, H, W, D), slice by slice, any D
+    3D                     (B, C, H, W, D) (B, K, H, W, D)
+    3D and center_slice    (B, C, H, W, S) (B, K, H, W, 1), of slice S // 2
+    =====================  ==============  ===================================================
+
+    All but the decoder belongs to the backbone: ``adapt(network, [], also_train=["decoder"])`` trains the decoder alone,
+    and then no activation of the backbone is kept for the backward pass but the taps.
+
+    Args:
+        backbone: a MONAI ``ViT`` with or without a class token (or other tokens in front of those of the patches). Its
+            classification head, where it has one, is taken away.
+        out_channels: K, classes with background.
+        img_size: voxels (H, W) of a slice or (H, W, D) that the backbone was built for; multiples of its patch.
+        taps: blocks whose outputs are read, counted from 0 and in order; default four, spread evenly. That of the last
+            block passes the backbone's ``norm``, as in UNETR.
+        feature_size: channels at full resolution; twice as many for each halving, at most eight times.
+        center_slice: predict the centre slice of a window of S slices, whose patches are S deep; see
+            :class:`monai_petl.inferers.CenterSliceInferer` for whole volumes.
+
+    Raises:
+        TypeError: the backbone is no ``ViT``.
+        ValueError: a tap is not there, or the sizes do not fit to the backbone.
+
+    Example::
+
+        backbone = ViT(1, (96, 96, 32), (16, 16, 4), qkv_bias=True, classification=True)
+        logits = ViTSegmenter(backbone, 3, (96, 96, 32))(torch.rand(1, 1, 96, 96, 32))  # (1, 3, 96, 96, 32)
+    """
+
+    def __init__(
+        self,
+        backbone: ViT,
+        out_channels: int,
+        img_size: Sequence[int],
+        *,
+        taps: Sequence[int] | None = None,
+        feature_size: int = 16,
+        center_slice: bool = False,
+    ) -> None:
+        super().__init__()
+        missing = [n for n in ("patch_embedding", "blocks", "norm") if not hasattr(backbone, n)]
+        if missing:
+            raise TypeError(
+                f"ViTSegmenter needs a MONAI ViT as its backbone, got {type(backbone).__name__}, which has no {missing[0]}"
+            )
+        patch = patch_of(backbone.patch_embedding)
+        in_channels = backbone.patch_embedding.patch_dim // math.prod(patch)
+        self.img_size, self.in_channels, self.center_slice = tuple(img_size), in_channels, center_slice
+        self.taps = _checked_taps(taps, len(backbone.blocks))
+        grid = _checked_grid(self.img_size, patch, backbone.patch_embedding.position_embeddings.shape[1])
+        if center_slice:
+            if len(patch) != 3 or grid[-1] != 1:
+                raise ValueError(
+                    "center_slice needs a 3D backbone whose patches are as deep as the window of slices; got patches of "
+                    f"{patch} in {self.img_size}"
+                )
+            grid, patch, in_channels = grid[:-1], patch[:-1], in_channels * patch[-1]
+        self.grid = grid
+        if hasattr(backbone, "classification_head"):
+            del backbone.classification_head  # nothing here depends on it, and an adapter should not either
+        self.backbone: ViT = backbone
+        hidden_size = backbone.patch_embedding.position_embeddings.shape[2]
+        self.decoder = TapDecoder(in_channels, hidden_size, out_channels, patch, len(self.taps), feature_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        by_slices = image.ndim == 5 and len(self.img_size) == 2
+        x = rearrange(image, "b c h w d -> (b d) c h w") if by_slices else image
+        if tuple(x.shape[2:]) != self.img_size:
+            raise ValueError(
+                f"this network was built for images of {self.img_size} voxels, got {tuple(image.shape[2:])}; crop or pad "
+                "them, or slide a window of that size (SlidingWindowInferer)"
+            )
+        features = self.features(x)
+        seen = rearrange(x, "b c h w s -> b (c s) h w") if self.center_slice else x
+        logits = self.decoder(seen, features)
+        if by_slices:
+            return rearrange(logits, "(b d) k h w -> b k h w d", d=image.shape[-1])
+        return logits.unsqueeze(-1) if self.center_slice else logits
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The taps as maps (B, hidden size, *grid), the deepest last."""
+        _, hidden = self.backbone(image)
+        last = len(self.backbone.blocks) - 1
+        maps = []
+        for tap in self.taps:
+            tokens = self.backbone.norm(hidden[tap]) if tap == last else hidden[tap]
+            tokens = tokens[:, -math.prod(self.grid) :]  # without the class token
+            maps.append(tokens.mT.unflatten(2, self.grid))
+        return maps
+
+
+class TapDecoder(nn.Module):
+    """From maps on the grid of patches to scores at the image's resolution.
+
+    Each level doubles the resolution by transposed convolutions, and joins what comes from below with one tap, the deepest
+    tap first, and at last with the image. An axis with short patches doubles in the first levels and then stays, so that
+    voxels of unequal sides become equal soon. Where patches are no power of two (14, 5), the last doubling leads beyond
+    the image's size, to which the map is then resized.
+
+    Args:
+        in_channels: of the image.
+        hidden_size: channels of a tap.
+        out_channels: classes with background.
+        patch_size: voxels of a patch along each axis.
+        num_taps: number of taps; those without a level of their own join the finest level below the image's.
+        feature_size: channels at full resolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        out_channels: int,
+        patch_size: Sequence[int],
+        num_taps: int = 4,
+        feature_size: int = 16,
+    ) -> None:
+        super().__init__()
+        dims = len(patch_size)
+        doublings = [(extent - 1).bit_length() for extent in patch_size]
+        steps = max(doublings)
+        strides = [tuple(2 if step < times else 1 for times in doublings) for step in range(steps)]
+        widths = [hidden_size, *(feature_size * 2 ** min(steps - level, 3) for level in range(1, steps + 1))]
+        self.level_of_tap = [min(place, max(steps - 1, 0)) for place in range(num_taps)]  # of the deepest tap first
+
+        def block(inside: int, outside: int) -> nn.Module:
+            return UnetResBlock(dims, inside, outside, kernel_size=3, stride=1, norm_name="instance")
+
+        at_grid = self.level_of_tap.count(0)
+        self.merge = Conv["conv", dims](at_grid * hidden_size, hidden_size, 1) if at_grid > 1 else nn.Identity()
+        self.paths = nn.ModuleList(
+            _doubling(hidden_size, widths[level], strides[:level]) for level in self.level_of_tap
+        )
+        self.ups = nn.ModuleList(_doubling(widths[i], widths[i + 1], strides[i : i + 1]) for i in range(steps))
+        self.joins = nn.ModuleList(
+            block(widths[level] * (1 + self.level_of_tap.count(level)), widths[level]) for level in range(1, steps)
+        )
+        self.stem = block(in_channels, feature_size)
+        self.last = block(widths[-1] + feature_size, feature_size)
+        self.out = UnetOutBlock(dims, feature_size, out_channels)
+
+    def forward(self, image: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """
+        Args:
+            image: (B, C, *size).
+            features: num_taps maps (B, hidden size, *grid), the deepest last.
+
+        Returns:
+            scores (B, out_channels, *size).
+        """
+        arriving: list[list[Tensor]] = [[] for _ in range(len(self.ups) + 1)]
+        for level, path, feature in zip(self.level_of_tap, self.paths, reversed(features), strict=True):
+            arriving[level].append(path(feature))
+        x = self.merge(torch.cat(arriving[0], 1))
+        for level, up in enumerate(self.ups, 1):
+            x = up(x)
+            if level <= len(self.joins):
+                x = self.joins[level - 1](torch.cat([x, *arriving[level]], 1))
+        if x.shape[2:] != image.shape[2:]:
+            x = F.interpolate(x, image.shape[2:], mode="bilinear" if image.ndim == 4 else "trilinear")
+        return self.out(self.last(torch.cat([x, self.stem(image)], 1)))
+
+
+def _doubling(inside: int, outside: int, strides: Sequence[tuple[int, ...]]) -> nn.Sequential:
+    """Transposed convolutions of these strides, the identity where there is none."""
+    widths = [inside, *[outside] * len(strides)]
+    return nn.Sequential(
+        *(
+            Conv["convtrans", len(stride)](widths[i], widths[i + 1], kernel_size=stride, stride=stride)
+            for i, stride in enumerate(strides)
+        )
+    )
+
+
+def _checked_taps(taps: Sequence[int] | None, blocks: int) -> tuple[int, ...]:
+    if taps is None:
+        return tuple(sorted({math.ceil(blocks * quarter / 4) - 1 for quarter in (1, 2, 3, 4)}))
+    chosen = tuple(taps)
+    if not chosen or any(not 0 <= tap < blocks for tap in chosen) or list(chosen) != sorted(set(chosen)):
+        raise ValueError(
+            f"taps must be increasing numbers of blocks from 0 to {blocks - 1}, since the backbone has {blocks}; got {chosen}"
+        )
+    return chosen
+
+
+def _checked_grid(img_size: tuple[int, ...], patch: tuple[int, ...], positions: int) -> tuple[int, ...]:
+    """Patches along each axis."""
+    if len(img_size) != len(patch):
+        raise ValueError(
+            f"img_size must have {len(patch)} numbers, as the backbone's patches of {patch}; got {img_size}"
+        )
+    if any(extent % side for extent, side in zip(img_size, patch, strict=True)):
+        raise ValueError(f"img_size must be multiples of the backbone's patches of {patch} voxels, got {img_size}")
+    grid = tuple(extent // side for extent, side in zip(img_size, patch, strict=True))
+    if math.prod(grid) != positions:
+        raise ValueError(
+            f"the backbone was built for {positions} patches, but images of {img_size} have {math.prod(grid)} patches of "
+            f"{patch}; give the img_size that it was built with"
+        )
+    return grid
