@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from monai_petl.adapt import (
@@ -32,6 +30,7 @@ from monai_petl.adapt import (
     restored_on_error,
     versions,
 )
+from monai_petl.tensor_files import write_tensors
 
 __all__ = [
     "AdapterFileError",
@@ -95,20 +94,7 @@ def save_adapter(
         "fingerprint": json.dumps(_fingerprint(network, record), separators=(",", ":")),
     }
     _refuse_merged(network)
-    path = Path(path)
-    tensors = {n: t.detach().cpu().contiguous() for n, t in adapter_state_dict(network, name).items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = Path(folder) / path.name
-            part.touch()  # with the user's usual permissions
-            mode = part.stat().st_mode
-            save_file(tensors, part, header)
-            part.chmod(mode)
-            os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write the adapter to {path}: {error}") from error
-    return path
+    return write_tensors(path, adapter_state_dict(network, name), header, "the adapter")
 
 
 def inspect_adapter(path: str | os.PathLike) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 from monai.networks.nets import ViT
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from monai_petl.adapt import versions
 from monai_petl.inflation.attention_bias import add_attention_bias
 from monai_petl.inflation.inflate import merging_of
+from monai_petl.tensor_files import write_tensors
 
 __all__ = ["Checkpoint", "StateSource", "load_inflated", "read_checkpoint", "save_inflated", "set_eps"]
 
@@ -76,7 +76,6 @@ def save_inflated(network: nn.Module, path: str | os.PathLike, notes: Mapping[st
     Raises:
         OSError: the place cannot be written to.
     """
-    path = Path(path)
     hook = getattr(network.blocks[0].attn, "rel_positional_embedding", None) if isinstance(network, ViT) else None
     header = {
         "format": FORMAT,
@@ -88,19 +87,8 @@ def save_inflated(network: nn.Module, path: str | os.PathLike, notes: Mapping[st
         "notes": json.dumps(notes, default=str),
         "versions": json.dumps(versions()),
     }
-    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in network.state_dict().items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = Path(folder) / path.name
-            part.touch()  # with the user's usual permissions
-            mode = part.stat().st_mode
-            save_file(tensors, part, header)
-            part.chmod(mode)
-            os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write the network to {path}: {error}") from error
-    return path
+    tensors = {n: t.clone() for n, t in network.state_dict().items()}  # apart, should two share memory
+    return write_tensors(path, tensors, header, "the network")
 
 
 def load_inflated(network: nn.Module, path: str | os.PathLike) -> nn.Module:
