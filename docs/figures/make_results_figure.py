@@ -27,7 +27,7 @@ PANELS = (
 
 def main() -> None:
     """Write the figure."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 4.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 4.4), sharey=True, layout="constrained")
     for ax, (name, labelled, title) in zip(axes, PANELS, strict=True):
         draw(ax, name, labelled)
         ax.set_title(title, fontsize=11)
@@ -44,8 +44,7 @@ def draw(ax: Axes, name: str, labelled: int | None) -> None:
         ax.barh(row, mean(dice), color=colour, alpha=0.35, height=0.72)
         ax.errorbar(mean(dice), row, xerr=stdev(dice) if len(dice) > 1 else 0, fmt="o", color=colour, capsize=3, ms=5)
         ax.plot(dice, [row] * len(dice), "|", color=colour, ms=9)
-        ax.text(99, row, f"{trained[variant]:,}", fontsize=7.5, va="center", ha="right", color="#1f2933")
-    ax.set_yticks(range(len(trained)), list(trained))
+    ax.set_yticks(range(len(trained)), [f"{variant}  {count:,}" for variant, count in trained.items()])
     ax.set_xlim(0, 100)
     ax.set_xlabel("Dice of the new class, %")
     ax.spines[["top", "right"]].set_visible(False)
