@@ -14,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import monai_petl as mp
 from monai_petl import (
     AdapterFileError,
     Method,
@@ -26,6 +25,7 @@ from monai_petl import (
     merge,
     remove_adapter,
     save_adapter,
+    tensor_files,
     unmerge,
 )
 from monai_petl.adapt import adapters_of
@@ -458,7 +458,7 @@ def test_an_old_file_survives_a_failing_save(backbone, tmp_path, monkeypatch):
     def disk_full(*_args: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(mp.adapters, "save_file", disk_full)
+    monkeypatch.setattr(tensor_files, "save_file", disk_full)
     with pytest.raises(OSError, match="no space left"):
         save_adapter(network, path)
     assert path.read_bytes() == before
