@@ -64,7 +64,7 @@ def overlay_figure(
 
 
 def learning_curves(folders: Mapping[str, Path]) -> Figure:
-    """Training loss against epochs on the left axis of each panel, validation Dice on the right one.
+    """Training loss against steps on the left axis of each panel, validation Dice on the right one.
 
     Args:
         folders: title -> folder of TensorBoard event files.
@@ -78,7 +78,7 @@ def learning_curves(folders: Mapping[str, Path]) -> Figure:
         ax.set_title(title, fontsize=10, color=INK)
         ax.set_xlabel("step", fontsize=8)
         ax.set_ylabel("training loss", fontsize=8, color=MUTED)
-        ax.set_yscale("log")
+        ax.set_ylim(bottom=0)
         right = ax.twinx()
         steps = np.asarray(dice[0]) / max(max(dice[0], default=1), 1) * max(loss[0], default=1)
         right.plot(steps, dice[1], "o-", color=PALETTE[0], markersize=4)
