@@ -7,7 +7,7 @@ Segmentation" (ML4H 2022, arXiv 2302.04303).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from monai.networks.nets import ResNet, ViT
 from monai.networks.nets.swin_unetr import SwinTransformer
@@ -72,8 +72,7 @@ def vit_from_pretrained(
         network_options=network_options,
         **options,
     )
-    assert isinstance(network, ViT)
-    return network
+    return cast(ViT, network)
 
 
 def swin_from_pretrained(
@@ -111,8 +110,7 @@ def swin_from_pretrained(
         network_options=network_options,
         **options,
     )
-    assert isinstance(network, SwinTransformer)
-    return network
+    return cast(SwinTransformer, network)
 
 
 def resnet_from_pretrained(
@@ -140,8 +138,7 @@ def resnet_from_pretrained(
         network_options=network_options,
         **options,
     )
-    assert isinstance(network, ResNet)
-    return network
+    return cast(ResNet, network)
 
 
 def build_from_pretrained(
@@ -181,8 +178,7 @@ def build_from_pretrained(
         extra["downsample"] = downsample
         network = _swin(architecture, in_channels, *sizes, window_depth, depth_axis, extra)
     else:
-        assert isinstance(architecture, ResNetArchitecture)
-        network = _resnet(architecture, in_channels, spatial_dims, extra)
+        network = _resnet(cast(ResNetArchitecture, architecture), in_channels, spatial_dims, extra)
     size = sizes[0] or None
     return network, load_pretrained(network, converted, mode, img_size=size, class_key_bias=class_key_bias, **options)
 

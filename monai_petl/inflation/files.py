@@ -126,7 +126,7 @@ def load_inflated(network: nn.Module, path: str | os.PathLike) -> nn.Module:
             f"shapes agree but the order of values does not. Build it with downsample={header['downsample']!r}"
         )
     own = network.state_dict()
-    hooks = {n: t for n, t in state.items() if ".rel_positional_embedding." in n and n not in own}
+    hooks = {n for n in state if ".rel_positional_embedding." in n and n not in own and isinstance(network, ViT)}
     wrong = [n for n in own if n not in state or state[n].shape != own[n].shape]
     wrong += [n for n in state if n not in own and n not in hooks]
     if wrong:
@@ -134,8 +134,7 @@ def load_inflated(network: nn.Module, path: str | os.PathLike) -> nn.Module:
             f"{path} does not fit this {type(network).__name__}: {len(wrong)} tensors are missing, left over or of another "
             f"shape ({', '.join(wrong[:3])}). It was made with {json.loads(header['notes'])}"
         )
-    if hooks:
-        assert isinstance(network, ViT)
+    if hooks and isinstance(network, ViT):
         grid = json.loads(header["bias_grid"])
         heads = network.blocks[0].attn.num_heads
         add_attention_bias(network, "table" if grid else "class_key", grid or (), heads)

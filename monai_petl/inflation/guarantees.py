@@ -30,9 +30,9 @@ def broken_guarantees(
         class_key_bias: whether the class token's logits make up for several depth tokens.
     """
     if isinstance(network, SwinTransformer):
-        return _swin(network, options, source) if options.img_size else []
+        return _swin(network, options.img_size, options, source) if options.img_size else []
     if isinstance(network, ViT):
-        return [] if class_key_bias or not options.img_size else _vit(network, options)
+        return [] if class_key_bias or not options.img_size else _vit(network, options.img_size, options)
     return _convolutions(network, options) if isinstance(network, ResNet) else []
 
 
@@ -52,25 +52,23 @@ def swin_window_depth(depths: Sequence[int], largest: int, may_clip: bool = Fals
     return max(w for w in range(1, largest + 1) if all(d % w == 0 or (may_clip and d <= w) for d in depths))
 
 
-def _vit(network: ViT, options: Options) -> list[str]:
-    assert options.img_size is not None
+def _vit(network: ViT, img_size: Sequence[int], options: Options) -> list[str]:
     patch = patch_of(network.patch_embedding)
-    depth = options.depth([s // p for s, p in zip(options.img_size, patch, strict=True)]) or 1
+    depth = options.depth([s // p for s, p in zip(img_size, patch, strict=True)]) or 1
     if depth == 1 or not hasattr(network, "cls_token"):
         return []
     return [
         f"{depth} depth tokens share one class token, which loses weight in attention: use one depth token (patch depth "
-        f"{options.depth(options.img_size)}), class_key_bias=True, or no class token"
+        f"{options.depth(img_size)}), class_key_bias=True, or no class token"
     ]
 
 
-def _swin(network: SwinTransformer, options: Options, source: str) -> list[str]:
-    assert options.img_size is not None
-    window, deep = tuple(network.window_size), len(options.img_size) == 3
-    grids, broken = swin_grids(options.img_size, network.patch_size), []
-    if any(s % p for s, p in zip(options.img_size, network.patch_size, strict=True)):
+def _swin(network: SwinTransformer, img_size: Sequence[int], options: Options, source: str) -> list[str]:
+    window, deep = tuple(network.window_size), len(img_size) == 3
+    grids, broken = swin_grids(img_size, network.patch_size), []
+    if any(s % p for s, p in zip(img_size, network.patch_size, strict=True)):
         broken.append(
-            f"image size {options.img_size} is padded to patches of {tuple(network.patch_size)}: use multiples"
+            f"image size {tuple(img_size)} is padded to patches of {tuple(network.patch_size)}: use multiples"
         )
     for stage, grid in enumerate(grids):
         for axis, (tokens, side) in enumerate(zip(grid, window, strict=True)):

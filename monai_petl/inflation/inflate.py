@@ -82,8 +82,12 @@ def merging_of(network: nn.Module) -> rules.Merging | None:
     """The order in which a network's 3D patch merging concatenates, None without such merging."""
     for module in network.modules():
         if isinstance(module, PatchMergingV2) and module.norm.weight.numel() == 8 * module.dim:
-            return "merging" if isinstance(module, PatchMerging) else "mergingv2"
+            return _merging(module)
     return None
+
+
+def _merging(module: PatchMergingV2) -> rules.Merging:
+    return "merging" if isinstance(module, PatchMerging) else "mergingv2"
 
 
 Made = tuple[Tensor, str, str]  # tensor, attribute of the report, what was done
@@ -179,12 +183,10 @@ def _table(module: WindowAttention | RelativePositionBias, source: Tensor, targe
     def offsets(sides: Sequence[int]) -> int:
         return math.prod(2 * s - 1 for s in sides) + class_rows
 
-    fits = options.grid is not None and offsets(options.grid) == source.shape[0]
     side = (math.isqrt(source.shape[0] - class_rows) + 1) // 2
-    own = (
-        options.grid if fits else next((g for g in (in_plane, (side, side)) if offsets(g) == source.shape[0]), in_plane)
-    )
-    assert own is not None
+    own = next((g for g in (in_plane, (side, side)) if offsets(g) == source.shape[0]), in_plane)
+    if options.grid is not None and offsets(options.grid) == source.shape[0]:
+        own = options.grid
     table = rules.resize_rel_bias(source, own, in_plane, options.table_mode)
     if depth := options.depth(window):
         table = rules.inflate_rel_bias(table, in_plane, depth, options.depth_axis)
@@ -196,20 +198,15 @@ def _table(module: WindowAttention | RelativePositionBias, source: Tensor, targe
 def _merging_norm(module: PatchMergingV2, source: Tensor, target: Tensor, options: Options) -> Made:
     if source.shape == target.shape:
         return source, "copied", ""
-    merging = merging_of(module)
-    assert merging is not None
-    return (
-        rules.inflate_merging_norm(source, merging, options.depth_axis),
-        "inflated",
-        f"patch merging, order of {merging}",
-    )
+    merging = _merging(module)
+    vector = rules.inflate_merging_norm(source, merging, options.depth_axis)
+    return vector, "inflated", f"patch merging, order of {merging}"
 
 
 def _merging_reduction(module: PatchMergingV2, source: Tensor, target: Tensor, options: Options) -> Made:
     if source.shape == target.shape:
         return source, "copied", ""
-    merging = merging_of(module)
-    assert merging is not None
+    merging = _merging(module)
     weight = rules.inflate_merging_reduction(source, merging, options.mode, options.depth_axis)
     return weight, "inflated", f"patch merging, order of {merging}"
 

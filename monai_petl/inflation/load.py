@@ -124,11 +124,7 @@ def load_pretrained(
     changed = set_eps(backbone, architecture.eps)
     if changed:
         report.notes.append(f"epsilon of {changed} layer norms set to {architecture.eps:g}")
-    broken = broken_guarantees(backbone, chosen, source.source, class_key_bias) + _resized(inflated.report)
-    if "cls_token" in inflated.report.dropped:
-        broken.append(
-            "the class token of the source is left out, which all tokens attend to: keep it by classification=True"
-        )
+    broken = broken_guarantees(backbone, chosen, source.source, class_key_bias) + _inexact(inflated.report)
     for sentence in broken:
         warnings.warn(f"not exactly the 2D network at the start: {sentence}", InexactInflationWarning, stacklevel=2)
     report.notes += [f"not exact: {sentence}" for sentence in broken]
@@ -224,6 +220,12 @@ def _zero_qkv_bias(network: nn.Module, state: dict[str, Tensor], report: Report)
             report.zero_filled[name] = "the source has no such bias"
 
 
-def _resized(report: Report) -> list[str]:
+def _inexact(report: Report) -> list[str]:
+    """What was changed or left out of the source, so that the network cannot start as the source's."""
     kernels = [n for n, what in report.interpolated.items() if "not exact" in what]
-    return [f"the kernel {n} was resized: use the source's patch size in-plane" for n in kernels]
+    broken = [f"the kernel {n} was resized: use the source's patch size in-plane" for n in kernels]
+    if "cls_token" in report.dropped:
+        broken.append(
+            "the class token of the source is left out, which all tokens attend to: keep it by classification=True"
+        )
+    return broken

@@ -151,6 +151,11 @@ def _split_positions(tensors: dict[str, Tensor], report: Report, given: Given) -
 
 
 def read_swin(tensors: dict[str, Tensor], report: Report, given: Given) -> SwinArchitecture:
+    """Complete the tensors of a Swin transformer in place (query, key and value fused), and say what network holds them.
+
+    Raises:
+        ValueError: tensors are missing, there are more than four stages, or windows that differ.
+    """
     stages = [f"layers{s + 1}.0" for s in range(4)]
     depths = tuple(_count(tensors, f"{stage}.blocks.") for stage in stages)
     blocks = [[f"{stage}.blocks.{b}" for b in range(depth)] for stage, depth in zip(stages, depths, strict=True)]
@@ -187,6 +192,11 @@ def read_swin(tensors: dict[str, Tensor], report: Report, given: Given) -> SwinA
 
 
 def read_resnet(tensors: dict[str, Tensor], report: Report, given: Given) -> ResNetArchitecture:
+    """Check the tensors of a ResNet, and say what network holds them.
+
+    Raises:
+        ValueError: tensors are missing, or the blocks are wide or grouped.
+    """
     stages = [f"layer{s + 1}" for s in range(4)]
     layers = tuple(_count(tensors, f"{stage}.") for stage in stages)
     bottleneck = "layer1.0.conv3.weight" in tensors
