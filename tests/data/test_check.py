@@ -217,4 +217,7 @@ def test_many_problems_are_cut_short(tmp_path):
 
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the hippocampus volumes are not at hand")
 def test_real_volumes_pass():
-    validate_cases(load_datalist(HIPPOCAMPUS)[:10], class_names(HIPPOCAMPUS).values())
+    cases = load_datalist(HIPPOCAMPUS)[:10]
+    validate_cases(cases, class_names(HIPPOCAMPUS).values())  # does not raise
+    with pytest.raises(DataError, match="label value"):
+        validate_cases(cases, [3])
