@@ -28,15 +28,15 @@ def main(variant: str, batch_size: int = 4, size: int = 224, threads: int = 1) -
     network = adapted(variant)
     optimizer = torch.optim.AdamW(trainable_parameters(network))
     image = torch.randn(batch_size, 1, size, size, 1)
-    before = _peak()
+    before = peak_bytes()
     for _ in range(2):
         network(image, ["new"] * batch_size).logits.square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(json.dumps({"before": before, "after": _peak(), "step": _peak() - before}))
+    print(json.dumps({"before": before, "after": peak_bytes(), "step": peak_bytes() - before}))
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
     """Largest resident size so far. ``ru_maxrss`` would include that of the process that started this one."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024

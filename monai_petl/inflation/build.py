@@ -51,8 +51,8 @@ def vit_from_pretrained(
         mode: where the depth kernel looks: ``center`` or ``average``.
         class_key_bias: makes several depth tokens start exactly beside a class token.
         network_options: further arguments of ``ViT``.
-        options: ``num_heads``, ``grid``, ``eps`` and ``family`` of the source, and the rules ``channel_mode``, ``depth_axis``,
-            ``position_mode``, ``table_mode``, ``resize_patch``; see :func:`load_pretrained`.
+        options: ``num_heads``, ``grid``, ``eps``, ``family``, ``image_mean`` and ``image_std`` of the source, and the rules
+            ``channel_mode``, ``depth_axis``, ``position_mode``, ``table_mode``, ``resize_patch``; see :func:`load_pretrained`.
 
     Returns:
         The network. Its second output, the hidden states, are those of the source; a class token, if any, is token 0.

@@ -87,8 +87,7 @@ def save_inflated(network: nn.Module, path: str | os.PathLike, notes: Mapping[st
         "notes": json.dumps(notes, default=str),
         "versions": json.dumps(versions()),
     }
-    tensors = {n: t.clone() for n, t in network.state_dict().items()}  # apart, should two share memory
-    return write_tensors(path, tensors, header, "the network")
+    return write_tensors(path, network.state_dict(), header, "the network")
 
 
 def load_inflated(network: nn.Module, path: str | os.PathLike) -> nn.Module:

@@ -14,7 +14,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
-from monai_petl.inflation.architecture import SwinArchitecture, ViTArchitecture
+from monai_petl.inflation.architecture import Architecture, SwinArchitecture, ViTArchitecture
 from monai_petl.inflation.attention_bias import RelativePositionBias, add_attention_bias
 from monai_petl.inflation.convert import Converted, convert_state_dict
 from monai_petl.inflation.files import StateSource, read_checkpoint, set_eps
@@ -22,13 +22,14 @@ from monai_petl.inflation.guarantees import broken_guarantees
 from monai_petl.inflation.inflate import inflate_state_dict
 from monai_petl.inflation.options import Options, check_patches, patch_of
 from monai_petl.inflation.report import InexactInflationWarning, Report
-from monai_petl.inflation.tensor_rules import Mode
+from monai_petl.inflation.tensor_rules import Mode, fold_normalization
 
 __all__ = ["convert_checkpoint", "load_pretrained"]
 
 logger = logging.getLogger(__name__)
 
 NETWORKS: dict[str, type[nn.Module]] = {"vit": ViT, "swin": SwinTransformer, "resnet": ResNet}
+EMBEDDINGS = {"vit": "patch_embedding.patch_embeddings", "swin": "patch_embed.proj"}
 POSITIONS = "patch_embedding.position_embeddings"
 FRESH = {
     "vit": {"blocks.*.norm_cross_attn.*": "never used", "classification_head.*": "head of the new task"},
@@ -64,6 +65,8 @@ def load_pretrained(
     *,
     img_size: Sequence[int] | int | None = None,
     class_key_bias: bool = False,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     family: str | None = None,
     num_heads: int | None = None,
     grid: Sequence[int] | None = None,
@@ -79,6 +82,8 @@ def load_pretrained(
         img_size: spatial size of the images in voxels; a ViT needs it when its tokens are not those of the source, and
             the conditions for an exact start are checked when it is given.
         class_key_bias: add log(depth tokens) to the class token's logits, so that several depth tokens start exactly.
+        image_mean, image_std: of each colour, what the source's images were normalised with, in the units of the images that
+            the network is to take: folded into the patch embedding. Default: the network takes images as the source did.
         family, num_heads, grid, eps: facts of the source, see :func:`convert_state_dict`.
         options: see ``Options`` of :mod:`monai_petl.inflation.options`.
 
@@ -108,6 +113,8 @@ def load_pretrained(
                 fresh["norm.*"] = "the source has no final norm: take the hidden states"
         elif class_key_bias:
             raise ValueError(f"class_key_bias is for a ViT with class token, the source is a {architecture.kind}")
+        if image_mean is not None or image_std is not None:
+            _fold_normalization(architecture, image_mean, image_std, state, report)
         if isinstance(architecture, ViTArchitecture | SwinArchitecture) and not architecture.qkv_bias:
             _zero_qkv_bias(backbone, state, report)
         inflated = inflate_state_dict(state, backbone, mode, fresh=fresh, unused=unused, **options)
@@ -199,6 +206,30 @@ def _prepare_vit(
     if not has_class and source.class_token:
         return {"cls_token": "the network has no class token"}
     return {}
+
+
+def _fold_normalization(
+    source: Architecture,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    state: dict[str, Tensor],
+    report: Report,
+) -> None:
+    """Mean and standard deviation of the source's images, into kernel and bias of the patch embedding."""
+    if source.kind not in EMBEDDINGS:
+        raise ValueError(
+            "image_mean and image_std can be folded into patches, not into convolutions that pad their images, as those of a "
+            f"{source.kind}. Normalise the images instead"
+        )
+    mean, std = mean or [0.0] * source.in_channels, std or [1.0] * source.in_channels
+    if len(mean) != source.in_channels or len(std) != source.in_channels or min(std) <= 0:
+        raise ValueError(
+            f"image_mean and image_std need a number for each of the source's {source.in_channels} channels, and positive "
+            f"deviations; got {list(mean)} and {list(std)}"
+        )
+    weight, bias = (f"{EMBEDDINGS[source.kind]}.{p}" for p in ("weight", "bias"))
+    state[weight], state[bias] = fold_normalization(state[weight], state[bias], mean, std)
+    report.folded["normalisation of the source's images"] = "into the patch embedding"
 
 
 def _weigh_class_rows(state: dict[str, Tensor], network: Any, options: Options, report: Report) -> None:

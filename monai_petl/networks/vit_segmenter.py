@@ -45,7 +45,8 @@ class ViTSegmenter(nn.Module):
         out_channels: K, classes with background.
         img_size: voxels (H, W) of a slice or (H, W, D) that the backbone was built for; multiples of its patch.
         taps: blocks whose outputs are read, counted from 0 and in order; default four, spread evenly. That of the last
-            block passes the backbone's ``norm``, as in UNETR.
+            block passes the backbone's ``norm``, as in UNETR, the others a layer norm without weights: hidden states may
+            grow fifty-fold from the first tap to the last (DINOv2), and the decoder would not hear the first ones.
         feature_size: channels at full resolution; twice as many for each halving, at most eight times.
         center_slice: predict the centre slice of a window of S slices, whose patches are S deep; see
             :class:`monai_petl.inferers.CenterSliceInferer` for whole volumes.
@@ -116,8 +117,9 @@ class ViTSegmenter(nn.Module):
         last = len(self.backbone.blocks) - 1
         maps = []
         for tap in self.taps:
-            tokens = self.backbone.norm(hidden[tap]) if tap == last else hidden[tap]
-            tokens = tokens[:, -math.prod(self.grid) :]  # without the class token
+            tokens = hidden[tap][:, -math.prod(self.grid) :]  # without the class token
+            norm = self.backbone.norm
+            tokens = norm(tokens) if tap == last else F.layer_norm(tokens, norm.normalized_shape, eps=norm.eps)
             maps.append(tokens.mT.unflatten(2, self.grid))
         return maps
 

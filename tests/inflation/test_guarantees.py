@@ -12,6 +12,7 @@ from einops import rearrange
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
+from monai_petl import adapt, trainable_parameters
 from monai_petl.inflation import (
     ClassKeyBias,
     InexactInflationWarning,
@@ -103,6 +104,21 @@ def test_several_depth_tokens_beside_a_class_token_are_exact_with_the_key_bias_o
     with pytest.warns(InexactInflationWarning, match=f"{tokens} depth tokens share one class token.*class_key_bias"):
         volume, flat, _ = vit_states(state, 2, tokens)
     assert gap(volume, flat, tokens, extra=1) > 1e-2
+
+
+def test_position_table_alone_learns_to_tell_depths_apart_on_a_frozen_backbone() -> None:
+    """Copies along depth start equal; where the volume changes along depth they get gradients of their own."""
+    network = vit_from_pretrained(
+        timm_vit(class_token=False), spatial_dims=3, img_size=(16, 16, 4), patch_size=(4, 4, 2), num_heads=4
+    )
+    adapt(network, [], ["patch_embedding.position_embeddings"])
+    (table,) = trainable_parameters(network)
+    copies = table.view(1, 16, 2, 24)
+    assert torch.equal(copies[:, :, 0], copies[:, :, 1])
+    network(torch.randn(1, 3, 16, 16, 4))[1][-1].square().sum().backward()
+    assert table.grad is not None
+    gradient = table.grad.view(1, 16, 2, 24)
+    assert (gradient[:, :, 0] - gradient[:, :, 1]).abs().max() > 1e-2
 
 
 def test_relative_positions_hold_for_several_depth_tokens_with_the_key_bias() -> None:

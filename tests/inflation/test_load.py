@@ -14,7 +14,7 @@ from monai.networks.blocks import TransformerBlock
 from monai.networks.nets import UNETR, ResNet, SwinUNETR, ViT
 from monai.networks.nets.swin_unetr import SwinTransformer
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from monai_petl.inflation import (
     InexactInflationWarning,
@@ -63,6 +63,40 @@ def test_folded_layer_scale_computes_what_an_explicit_one_computes() -> None:
     y = x + scales[0] * plain.attn(plain.norm1(x))
     y = y + scales[1] * plain.mlp(plain.norm2(y))
     torch.testing.assert_close(folded(x), y, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+@torch.no_grad()
+def test_folded_normalisation_takes_images_as_they_are(kind: str) -> None:
+    def last(network: nn.Module, image: Tensor) -> Tensor:
+        states = network.eval()(image)
+        return states[1][-1] if kind == "vit" else states[-2]  # a Swin ends with a merging that is random
+
+    build: Any = vit_from_pretrained if kind == "vit" else swin_from_pretrained
+    state, size, facts = (timm_vit(), 16, {"num_heads": 4}) if kind == "vit" else (timm_swin(), 96, {})
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    plain = build(state, spatial_dims=2, img_size=size, **facts)
+    folded = build(state, spatial_dims=2, img_size=size, in_channels=1, image_mean=mean, image_std=std, **facts)
+    image = torch.rand(1, 1, size, size)
+    normalised = (image - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    torch.testing.assert_close(last(folded, image), last(plain, normalised), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (vit_from_pretrained, {"image_std": (1.0, 1.0)}, "a number for each of the source's 3 channels.*1.0, 1.0"),
+        (vit_from_pretrained, {"image_std": (1.0, 0.0, 1.0)}, "positive deviations"),
+        (resnet_from_pretrained, {"image_mean": (0.5, 0.5, 0.5)}, "not into convolutions that pad"),
+    ],
+)
+def test_a_normalisation_that_cannot_be_folded_is_refused(build: Any, options: Any, message: str) -> None:
+    if build is resnet_from_pretrained:
+        source, sizes = resnet(), {}
+    else:
+        source, sizes = timm_vit(), {"img_size": 16, "num_heads": 4}
+    with pytest.raises(ValueError, match=message):
+        build(source, spatial_dims=2, **sizes, **options)
 
 
 def test_the_report_lists_what_was_dropped_filled_folded_resized_and_left_fresh(
