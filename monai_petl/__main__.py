@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import fire
@@ -114,6 +115,8 @@ def inflate(
     """
     from monai_petl.inflation import build_from_pretrained, save_inflated
 
+    if Path(str(out)).exists() and Path(str(source)).exists() and Path(str(out)).samefile(str(source)):
+        raise ValueError(f"{out} is the source itself, which would be lost. Give another name")
     sizes = {"img_size": img_size, "spatial_dims": spatial_dims, "patch_size": patch_size, "in_channels": in_channels}
     built, report = build_from_pretrained(network, str(source), mode=mode, **sizes, **options)  # type: ignore[arg-type]
     path = save_inflated(built, str(out), {"source": str(source), "mode": mode, **sizes, **options})

@@ -29,7 +29,6 @@ CARD = BUNDLE / "docs" / "README.md"
 INFLATED = ROOT / "bundles" / "inflated_vit_segmentation"
 PUNET_PAGE = ROOT / "docs" / "methods" / "punet.md"
 INFLATION_PAGE = ROOT / "docs" / "methods" / "inflation.md"
-INFLATION_LIBRARY_PAGE = ROOT / "docs" / "inflation.md"
 DOCUMENTS = [
     *ROOT.glob("*.md"),
     *ROOT.glob("docs/**/*.md"),
@@ -43,9 +42,8 @@ RUNS_IN = {
     PUNET_PAGE: BUNDLE,
     INFLATION_PAGE: INFLATED,
     ROOT / "docs" / "data.md": ROOT,
-    INFLATION_LIBRARY_PAGE: ROOT,
 }
-EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE, INFLATION_PAGE, INFLATION_LIBRARY_PAGE]
+EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "new_method.md", PUNET_PAGE, INFLATION_PAGE]
 PLACES = ("monai_petl/", "bundles/", "docs/", "tests/", "benchmarks/", "configs/")
 RUN_ARGUMENTS = {"config_file", "meta_file", "logging_file", "args_file", "run_id", "init_id", "final_id", "tracking"}
 EXPORT_ARGUMENTS = {"net_id", "filepath", "ckpt_file", "meta_file", "config_file", "use_trace", "input_shape"}

@@ -28,7 +28,7 @@ class CenterSliceInferer(SlidingWindowInferer):
         args, kwargs: as those of ``SlidingWindowInferer``, and for the plane.
 
     Raises:
-        ValueError: ``roi_size`` has not three numbers.
+        ValueError: ``roi_size`` has not three positive numbers.
 
     Example::
 
@@ -36,8 +36,8 @@ class CenterSliceInferer(SlidingWindowInferer):
     """
 
     def __init__(self, roi_size: Sequence[int], sw_batch_size: int = 1, *args: Any, **kwargs: Any) -> None:
-        if len(roi_size) != 3:
-            raise ValueError(f"roi_size must be three numbers of voxels (h, w, slices), got {tuple(roi_size)}")
+        if len(roi_size) != 3 or min(roi_size) < 1:
+            raise ValueError(f"roi_size must be three positive numbers of voxels (h, w, slices), got {tuple(roi_size)}")
         super().__init__(roi_size[:2], sw_batch_size, *args, **kwargs)
         self.slices = roi_size[2]
 
@@ -57,12 +57,16 @@ class CenterSliceInferer(SlidingWindowInferer):
             return network(windows, *args, **kwargs).squeeze(-1)
 
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        if 0 in volume.shape:
+            raise ValueError(f"the volume is empty, its shape is {tuple(volume.shape)}")
         offsets = torch.arange(self.slices) - self.slices // 2
-        parts = []
+        whole = volume[:, :0]
         for centers in torch.arange(volume.shape[-1]).split(self.sw_batch_size):
             seen = (centers[:, None] + offsets).clamp(0, volume.shape[-1] - 1)  # (d, S): repeats the slices at the ends
             windows = rearrange(volume[..., seen.to(volume.device)], "b c h w d s -> (b d) (c s) h w")
             logits = super().__call__(windows, predict, *args, **kwargs)
-            parts.append(rearrange(logits, "(b d) k h w -> b k h w d", d=len(centers)))
-        whole = torch.cat(parts, -1)
+            logits = rearrange(logits, "(b d) k h w -> b k h w d", d=len(centers))
+            if not whole.shape[1]:
+                whole = logits.new_empty(*logits.shape[:-1], volume.shape[-1])
+            whole[..., centers] = logits
         return convert_to_dst_type(whole, inputs, device=whole.device)[0] if isinstance(inputs, MetaTensor) else whole

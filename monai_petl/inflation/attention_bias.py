@@ -75,7 +75,7 @@ def add_attention_bias(network: ViT, kind: str, grid: Sequence[int], num_heads: 
     """
     for block in network.blocks:
         module = RelativePositionBias(grid, num_heads) if kind == "table" else ClassKeyBias(math.log(depth))
-        block.attn.rel_positional_embedding = module
+        block.attn.rel_positional_embedding = module.to(block.attn.qkv.weight)
         block.attn.use_flash_attention = False  # which would pass the bias by
 
 

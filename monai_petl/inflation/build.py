@@ -25,6 +25,22 @@ from monai_petl.inflation.tensor_rules import Mode
 __all__ = ["build_from_pretrained", "resnet_from_pretrained", "swin_from_pretrained", "vit_from_pretrained"]
 
 Size = Sequence[int] | int
+SIZES = {"vit": ("img_size", "patch_size"), "resnet": ("img_size",)}
+SIZES["swin"] = (*SIZES["vit"], "window_depth", "downsample")
+READ = {
+    "vit": (
+        "in_channels",
+        "img_size",
+        "patch_size",
+        "hidden_size",
+        "mlp_dim",
+        "num_layers",
+        "num_heads",
+        "spatial_dims",
+    ),
+    "swin": ("in_chans", "embed_dim", "window_size", "patch_size", "depths", "num_heads", "mlp_ratio", "spatial_dims"),
+    "resnet": ("block", "layers", "block_inplanes", "spatial_dims", "n_input_channels"),
+}
 FACTS = ("family", "num_heads", "grid", "eps")
 
 
@@ -152,15 +168,14 @@ def build_from_pretrained(
     mode: Mode = "center",
     class_key_bias: bool = False,
     window_depth: int | None = None,
-    downsample: str = "merging",
+    downsample: str | None = None,
     network_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Report]:
     """The network of ``kind`` (vit, swin or resnet) and the report of its weights; arguments as in the functions above."""
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
-    if kind not in ("vit", "swin", "resnet"):
-        raise ValueError(f"network must be vit, swin or resnet, got {kind!r}")
+    extra = dict(network_options or {})
+    own = {"img_size": img_size, "patch_size": patch_size, "window_depth": window_depth, "downsample": downsample}
+    _check_arguments(kind, spatial_dims, in_channels, own, extra)
     facts = {name: options.pop(name, None) for name in FACTS}
     converted = convert_checkpoint(source, **facts)
     architecture, depth_axis = converted.architecture, options.get("depth_axis", 2)
@@ -170,17 +185,41 @@ def build_from_pretrained(
             f"{architecture.kind}_from_pretrained, or another checkpoint"
         )
     sizes = _sizes(architecture, spatial_dims, img_size, patch_size, depth_axis)
-    extra = dict(network_options or {})
     network: nn.Module
     if isinstance(architecture, ViTArchitecture):
         network = _vit(architecture, in_channels, *sizes, extra)
     elif isinstance(architecture, SwinArchitecture):
-        extra["downsample"] = downsample
+        extra["downsample"] = downsample or "merging"
         network = _swin(architecture, in_channels, *sizes, window_depth, depth_axis, extra)
     else:
         network = _resnet(cast(ResNetArchitecture, architecture), in_channels, spatial_dims, extra)
     size = sizes[0] or None
-    return network, load_pretrained(network, converted, mode, img_size=size, class_key_bias=class_key_bias, **options)
+    report = load_pretrained(network, converted, mode, img_size=size, class_key_bias=class_key_bias, **options)
+    if isinstance(network, SwinTransformer) and spatial_dims == 3 and tuple(network.window_size)[depth_axis] == 1:
+        report.notes.append(
+            "windows are one token deep: attention stays in its plane, and only patch merging joins depths. A larger depth of "
+            "the image gives deeper windows"
+        )
+    return network, report
+
+
+def _check_arguments(
+    kind: str, spatial_dims: int, in_channels: int, own: Mapping[str, Any], extra: Mapping[str, Any]
+) -> None:
+    """Refuse what no network has, what this kind of network has not (``own``), and options that the checkpoint decides."""
+    if kind not in SIZES:
+        raise ValueError(f"network must be vit, swin or resnet, got {kind!r}")
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+    if not isinstance(in_channels, int) or in_channels < 1:
+        raise ValueError(f"in_channels must be a whole number of at least 1, got {in_channels!r}")
+    for name, value in own.items():
+        if value is not None and name not in SIZES[kind]:
+            raise ValueError(f"a {kind} has no {name}; got {value!r}")
+    if taken := [name for name in extra if name in READ[kind]]:
+        raise ValueError(
+            f"{taken[0]} is read from the checkpoint or has an argument of its own, leave it out of network_options"
+        )
 
 
 def _sizes(
@@ -194,6 +233,9 @@ def _sizes(
             f"img_size is needed for a {architecture.kind}: the size of the images in voxels, (H, W) or (H, W, D)"
         )
     for name, value in (("img_size", img_size), ("patch_size", patch_size)):
+        values = (value,) if isinstance(value, int) or value is None else value
+        if value is not None and (isinstance(value, str) or not all(isinstance(v, int) and v > 0 for v in values)):
+            raise ValueError(f"{name} must be whole numbers of voxels such as 224,224,5; got {value!r}")
         if value is not None and not isinstance(value, int) and len(value) != spatial_dims:
             raise ValueError(
                 f"{name} must have {spatial_dims} values for spatial_dims={spatial_dims}, got {tuple(value)}"
@@ -243,6 +285,8 @@ def _swin(
     extra: Mapping[str, Any],
 ) -> SwinTransformer:
     window = list(source.window_size)
+    if window_depth is not None and (len(image) == 2 or window_depth < 1):
+        raise ValueError(f"window_depth is for 3D and at least 1, got {window_depth}")
     if len(image) == 3:
         depths = [grid[depth_axis] for grid in swin_grids(image, patch)]
         window.insert(depth_axis, window_depth or swin_window_depth(depths, window[0], may_clip=depth_axis == 0))

@@ -62,6 +62,7 @@ def convert_state_dict(
     """
     if source is not None and source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
+    _check_facts(num_heads, grid, eps)
     plain = without_prefixes(state)
     refuse_unrepresentable(plain.values())
     family = SOURCES[source] if source else detect_source(plain.values())
@@ -83,6 +84,15 @@ def convert_state_dict(
     return Converted(tensors, family.name, architecture, report)
 
 
+def _check_facts(num_heads: int | None, grid: Sequence[int] | None, eps: float | None) -> None:
+    if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
+        raise ValueError(f"num_heads must be a whole number of at least 1, got {num_heads!r}")
+    if grid is not None and (not isinstance(grid, Sequence) or len(grid) != 2 or isinstance(grid, str)):
+        raise ValueError(f"grid must be two numbers (h, w), got {grid!r}")
+    if eps is not None and not (isinstance(eps, int | float) and eps > 0):
+        raise ValueError(f"eps must be a positive number, got {eps!r}")
+
+
 def _renamed(
     state: Mapping[str, Tensor], plain: Mapping[str, str], family: Source, report: Report
 ) -> dict[str, Tensor]:
@@ -102,6 +112,6 @@ def _renamed(
     if unknown:
         raise ValueError(
             f"the checkpoint was read as {family.name}, but {len(unknown)} of its tensors are not known there: "
-            f"{', '.join(unknown[:3])}. Remove them, or give the right source="
+            f"{', '.join(unknown[:3])}. Remove them, or name the right family"
         )
     return tensors

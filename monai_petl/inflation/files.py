@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import ViT
+from monai.networks.nets.swin_unetr import WindowAttention
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_petl.adapt import versions
 from monai_petl.inflation.attention_bias import add_attention_bias
@@ -55,12 +58,12 @@ def read_checkpoint(source: StateSource) -> Checkpoint:
         path = _download(str(source))
     config: dict[str, Any] = {}
     if path.is_dir():
-        if (path / "config.json").is_file():
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         files = [path / name for name in NAMES if (path / name).is_file()]
         if not files:
             raise FileNotFoundError(f"no {' or '.join(NAMES)} in {path}. Give the checkpoint's file itself")
         path = files[0]
+    if path.name in NAMES and (path.parent / "config.json").is_file():
+        config = _read_config(path.parent / "config.json")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return Checkpoint(state, config)
 
@@ -82,7 +85,8 @@ def save_inflated(network: nn.Module, path: str | os.PathLike, notes: Mapping[st
         "format_version": str(FORMAT_VERSION),
         "network": type(network).__name__,
         "downsample": merging_of(network) or "",
-        "eps": json.dumps(next((m.eps for m in network.modules() if isinstance(m, nn.LayerNorm)), None)),
+        "eps": json.dumps(next((m.eps for m in network.modules() if isinstance(m, nn.LayerNorm | _BatchNorm)), None)),
+        "num_heads": json.dumps(_heads(network)),
         "bias_grid": json.dumps(getattr(hook, "grid", None)),
         "notes": json.dumps(notes, default=str),
         "versions": json.dumps(versions()),
@@ -111,7 +115,7 @@ def load_inflated(network: nn.Module, path: str | os.PathLike) -> nn.Module:
         raise FileNotFoundError(
             f"no inflated network at {path}. Make one: python -m monai_petl inflate SOURCE {path} ..."
         )
-    header, state = _header(path), _tensors(path)
+    header, state = _open_safetensors(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by save_inflated. Use load_pretrained for 2D checkpoints")
     if header["network"] != type(network).__name__:
@@ -123,6 +127,10 @@ def load_inflated(network: nn.Module, path: str | os.PathLike) -> nn.Module:
         raise ValueError(
             f"{path} was made for downsample={header['downsample'] or 'none'!r}, the network has {merging or 'none'!r}: the "
             f"shapes agree but the order of values does not. Build it with downsample={header['downsample']!r}"
+        )
+    if (heads := json.loads(header.get("num_heads", "null"))) not in (None, _heads(network)):
+        raise ValueError(
+            f"{path} has {heads} heads in its blocks, the network {_heads(network)}. Build it with num_heads of the file"
         )
     own = network.state_dict()
     hooks = {n for n in state if ".rel_positional_embedding." in n and n not in own and isinstance(network, ViT)}
@@ -144,26 +152,24 @@ def load_inflated(network: nn.Module, path: str | os.PathLike) -> nn.Module:
 
 
 def set_eps(network: nn.Module, eps: float) -> int:
-    """Set the epsilon of every layer norm, which MONAI's constructors do not take; returns how many changed."""
-    norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm) and m.eps != eps]
+    """Set the epsilon of every layer and batch norm, which MONAI's constructors do not take; returns how many changed."""
+    norms = [m for m in network.modules() if isinstance(m, nn.LayerNorm | _BatchNorm) and m.eps != eps]
     for norm in norms:
         norm.eps = eps
     return len(norms)
 
 
-def _header(path: Path) -> dict[str, str]:
+def _heads(network: nn.Module) -> list[int] | None:
+    """Heads of every attention of a network that has such, which shapes do not tell."""
+    return [m.num_heads for m in network.modules() if isinstance(m, SABlock | WindowAttention)] or None
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors."""
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is no safetensors file, or it is truncated: {error}. Copy or download it again"
-        ) from error
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
+            header = file.metadata() or {}
+        return header, load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is no safetensors file, or it is truncated: {error}. Copy or download it again"
@@ -171,9 +177,20 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if _header(path).get("format") == FORMAT:
+    header, state = _open_safetensors(path)
+    if header.get("format") == FORMAT:
         raise ValueError(f"{path} is inflated already. Load it with monai_petl.inflation.load_inflated")
-    return _tensors(path)
+    return state
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}. Download it again, or move it away") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no settings by name. Download it again, or move it away")
+    return config
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -184,13 +201,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds objects other than tensors, which are not loaded because they can run code. Save "
             "the model's state_dict() alone, best as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # torch's reader raises errors of many kinds for bytes that are no file of its own
         first = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise ValueError(f"{path} cannot be read, it may be truncated: {first}. Copy or download it again") from error
+        raise ValueError(
+            f"{path} is no file of torch.save, or it is truncated ({type(error).__name__}: {first}). Copy or download it again"
+        ) from error
     for name in ("state_dict", "model", "teacher"):  # where training scripts put it
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
+    ):
         raise ValueError(f"{path} holds no state dict. Save model.state_dict(), best as .safetensors")
     return dict(state)
 

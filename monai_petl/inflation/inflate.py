@@ -167,10 +167,15 @@ def _positions(module: PatchEmbeddingBlock, source: Tensor, target: Tensor, opti
         )
     tokens = [s // p for s, p in zip(options.img_size, patch, strict=True)]
     in_plane = options.in_plane(tokens)
-    grid = options.grid if options.grid and count > 1 else _first_fit(count, in_plane, math.prod)
+    grid = options.grid if options.grid and count > 1 else _position_grid(count, in_plane)
     table = rules.resize_pos_embed(
         source, grid, in_plane, options.depth(tokens), options.depth_axis, options.position_mode
     )
+    if table.shape != target.shape:
+        raise ValueError(
+            f"images of {tuple(options.img_size)} voxels have {table.shape[1]} patches of {patch}, the network was built for "
+            f"{target.shape[1]}. Give the image size that it was built for"
+        )
     if grid != in_plane:
         return table, "interpolated", f"positions from {grid} to {in_plane}, {options.position_mode}"
     return (table, "copied", "") if len(tokens) == 2 else (table, "inflated", "positions repeated along depth")
@@ -256,15 +261,20 @@ def _apply(rule: Rule, name: str, module: nn.Module, source: Tensor, target: Ten
     if tensor.shape != target.shape:
         raise ValueError(
             f"{name} has shape {tuple(source.shape)} in the source and {tuple(target.shape)} in the network, which inflation "
-            "does not bridge. Build the network with the sizes of the source"
+            "does not bridge. Build the network with the sizes and options of the source"
         )
     return tensor, kind, what
 
 
-def _first_fit(count: int, in_plane: tuple[int, ...], measure: Callable[[Sequence[int]], int]) -> tuple[int, ...]:
-    """A grid with that many patches: the target's or a square."""
-    side = math.isqrt(count)
-    return next((g for g in (in_plane, (side, side)) if measure(g) == count), in_plane)
+def _position_grid(count: int, in_plane: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid with that many patches: a square, or the target's."""
+    square = (math.isqrt(count), math.isqrt(count))
+    fits = [g for g in (in_plane, square) if math.prod(g) == count]
+    if len(set(fits)) != 1:
+        raise ValueError(
+            f"the position table has {count} entries, which may be of several grids. Give the source's as grid=(h, w)"
+        )
+    return fits[0]
 
 
 def _reason(patterns: Mapping[str, str], name: str) -> str | None:
@@ -282,5 +292,5 @@ def _complain(network: str, missing: Sequence[str], left: Sequence[str]) -> None
             if names
         ]
         raise ValueError(
-            f"{' and '.join(parts)}: the source does not fit this {network}. Build it with the source's sizes"
+            f"{' and '.join(parts)}: the source does not fit this {network}. Build it with the source's sizes and options"
         )

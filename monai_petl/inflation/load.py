@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,40 +98,37 @@ def load_pretrained(
         TypeError: the network has nothing of the source's kind.
         ValueError: the source or its sizes do not fit; the network stays as it was.
     """
-    if not isinstance(source, Converted):
-        source = convert_checkpoint(source, family, num_heads=num_heads, grid=grid, eps=eps)
+    facts = {"family": family, "num_heads": num_heads, "grid": grid, "eps": eps}
+    if isinstance(source, Converted):
+        if given := [name for name, value in facts.items() if value is not None]:
+            raise ValueError(f"{given[0]} is a fact for the conversion, and this source is converted already")
+    else:
+        source = convert_checkpoint(source, **facts)  # type: ignore[arg-type]
     architecture = source.architecture
     backbone = _backbone(network, architecture.kind)
     options = {"img_size": _spatial(backbone, img_size), "grid": getattr(architecture, "grid", None), **options}
-    chosen = Options.of(mode, options)
-    report, state, fresh = Report(), dict(source.state), dict(FRESH[architecture.kind])
-    unused: Mapping[str, str] = {}
-    before = _hooks(backbone)
-    try:
+    chosen, state, report = Options.of(mode, options), dict(source.state), Report()
+    if image_mean is not None or image_std is not None:
+        _fold_normalization(architecture, image_mean, image_std, state, report)
+    with _hooks_restored_on_error(backbone):
         if isinstance(architecture, ViTArchitecture):
-            unused = _prepare_vit(backbone, architecture, chosen, state, report, class_key_bias)
-            if not architecture.final_norm:
-                fresh["norm.*"] = "the source has no final norm: take the hidden states"
+            fresh, unused = _prepare_vit(backbone, architecture, chosen, state, report, class_key_bias)
         elif class_key_bias:
             raise ValueError(f"class_key_bias is for a ViT with class token, the source is a {architecture.kind}")
-        if image_mean is not None or image_std is not None:
-            _fold_normalization(architecture, image_mean, image_std, state, report)
+        else:
+            fresh, unused = FRESH[architecture.kind], {}
         if isinstance(architecture, ViTArchitecture | SwinArchitecture) and not architecture.qkv_bias:
             _zero_qkv_bias(backbone, state, report)
         inflated = inflate_state_dict(state, backbone, mode, fresh=fresh, unused=unused, **options)
         if class_key_bias:
             _weigh_class_rows(inflated.state, backbone, chosen, report)
         backbone.load_state_dict(inflated.state, strict=False)
-    except Exception:
-        for block, hook in before:
-            block.rel_positional_embedding = hook
-        raise
     for name in report.zero_filled:
         inflated.report.interpolated.pop(name, None)
     report = source.report + report + inflated.report
     changed = set_eps(backbone, architecture.eps)
     if changed:
-        report.notes.append(f"epsilon of {changed} layer norms set to {architecture.eps:g}")
+        report.notes.append(f"epsilon of {changed} normalisation layers set to {architecture.eps:g}")
     broken = broken_guarantees(backbone, chosen, source.source, class_key_bias) + _inexact(inflated.report)
     for sentence in broken:
         warnings.warn(f"not exactly the 2D network at the start: {sentence}", InexactInflationWarning, stacklevel=2)
@@ -165,8 +163,17 @@ def _spatial(backbone: Any, img_size: Sequence[int] | int | None) -> tuple[int, 
     return size
 
 
-def _hooks(backbone: Any) -> list[tuple[Any, Any]]:
-    return [(b.attn, b.attn.rel_positional_embedding) for b in backbone.blocks] if isinstance(backbone, ViT) else []
+@contextmanager
+def _hooks_restored_on_error(backbone: nn.Module) -> Iterator[None]:
+    """A ViT whose attention was given biases is as it was when loading fails."""
+    attentions = [block.attn for block in backbone.blocks] if isinstance(backbone, ViT) else []
+    before = [(attn.rel_positional_embedding, attn.use_flash_attention) for attn in attentions]
+    try:
+        yield
+    except Exception:
+        for attn, (hook, flash) in zip(attentions, before, strict=True):
+            attn.rel_positional_embedding, attn.use_flash_attention = hook, flash
+        raise
 
 
 def _prepare_vit(
@@ -176,18 +183,30 @@ def _prepare_vit(
     state: dict[str, Tensor],
     report: Report,
     class_key_bias: bool,
-) -> Mapping[str, str]:
-    """Fit the state to what the ViT has, and give the ViT the biases that the source has; returns what stays unused."""
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Fit the state to what the ViT has, and give the ViT the biases that the source has.
+
+    Returns:
+        What of the network stays fresh and what of the source stays unused: glob -> reason.
+    """
     heads, has_class = network.blocks[0].attn.num_heads, hasattr(network, "cls_token")
-    if source.relative_bias and heads != source.num_heads:
-        raise ValueError(f"the source has {source.num_heads} heads, the network {heads}. Build it with the source's")
+    if source.positions and source.grid is None:
+        raise ValueError(
+            f"the position table has {source.positions} entries, which is no square. Give the source's grid as grid=(h, w)"
+        )
+    if source.num_heads not in (None, heads):
+        raise ValueError(
+            f"the source has {source.num_heads} heads, the network {heads}. Build it with the source's; where its tensors do "
+            "not tell, the usual width of a head is assumed, and num_heads= or a config.json beside the file overrules"
+        )
     if source.qkv_bias and network.blocks[0].attn.qkv.bias is None:
         raise ValueError(
             "the source has query, key and value biases, the network has none. Build it with qkv_bias=True"
         )
     if has_class and not source.class_token:
         raise ValueError("the network has a class token, the source has none. Build it with classification=False")
-    if not source.positions:
+    if not source.positions:  # MONAI keeps a table of zeros, which would train
+        network.patch_embedding.position_embeddings.requires_grad_(False)
         state[POSITIONS] = torch.zeros(1, 1, source.hidden_size)
         report.zero_filled[POSITIONS] = "the source has no absolute positions"
     tokens = None
@@ -203,9 +222,10 @@ def _prepare_vit(
         add_attention_bias(network, "class_key", tokens, heads, depth)
         for i in range(len(network.blocks)):
             state[f"blocks.{i}.attn.rel_positional_embedding.value"] = torch.tensor(math.log(depth))
-    if not has_class and source.class_token:
-        return {"cls_token": "the network has no class token"}
-    return {}
+    fresh = dict(FRESH["vit"])
+    if not source.final_norm:
+        fresh["norm.*"] = "the source has no final norm: take the hidden states"
+    return fresh, {} if has_class or not source.class_token else {"cls_token": "the network has no class token"}
 
 
 def _fold_normalization(
@@ -221,11 +241,15 @@ def _fold_normalization(
             "image_mean and image_std can be folded into patches, not into convolutions that pad their images, as those of a "
             f"{source.kind}. Normalise the images instead"
         )
-    mean, std = mean or [0.0] * source.in_channels, std or [1.0] * source.in_channels
+    for values in (mean, std):
+        if values is not None and not hasattr(values, "__len__"):
+            raise ValueError(f"image_mean and image_std need a number for each channel, got {values!r}")
+    mean = [0.0] * source.in_channels if mean is None else [float(m) for m in mean]
+    std = [1.0] * source.in_channels if std is None else [float(s) for s in std]
     if len(mean) != source.in_channels or len(std) != source.in_channels or min(std) <= 0:
         raise ValueError(
             f"image_mean and image_std need a number for each of the source's {source.in_channels} channels, and positive "
-            f"deviations; got {list(mean)} and {list(std)}"
+            f"deviations; got {mean} and {std}"
         )
     weight, bias = (f"{EMBEDDINGS[source.kind]}.{p}" for p in ("weight", "bias"))
     state[weight], state[bias] = fold_normalization(state[weight], state[bias], mean, std)

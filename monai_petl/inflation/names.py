@@ -67,7 +67,7 @@ def detect_source(keys: Iterable[str]) -> Source:
     first = ", ".join(sorted(keys)[:3]) or "no tensor at all"
     raise ValueError(
         f"the checkpoint holds {first} ..., names of no known family; expected one of {', '.join(SOURCES)}. "
-        "Rename its tensors to those of such a family, or give source="
+        "Rename its tensors to those of such a family"
     )
 
 

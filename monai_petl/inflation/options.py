@@ -44,6 +44,8 @@ class Options:
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+        if not isinstance(self.resize_patch, bool):
+            raise ValueError(f"resize_patch must be True or False, got {self.resize_patch!r}")
         for name in ("img_size", "grid"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(int(v) for v in value))

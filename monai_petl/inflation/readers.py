@@ -50,6 +50,11 @@ def read_vit(tensors: dict[str, Tensor], report: Report, given: Given) -> ViTArc
     _require(tensors, [KERNEL, KERNEL.replace("weight", "bias"), *wanted], optional=no_bias)
     kernel, mlp = tensors[KERNEL], tensors["blocks.0.mlp.linear1.weight"]
     hidden = kernel.shape[0]
+    if kernel.ndim != 4:
+        raise ValueError(
+            f"the kernel of the patch embedding has shape {tuple(kernel.shape)}, not (out, in, h, w): it is no 2D "
+            "network. Use a checkpoint of images"
+        )
     if mlp.shape[0] != tensors["blocks.0.mlp.linear2.weight"].shape[1]:
         raise ValueError(
             f"the MLP goes from {mlp.shape[0]} to {tensors['blocks.0.mlp.linear2.weight'].shape[1]} values, it is a gated "
@@ -245,5 +250,5 @@ def _require(tensors: Mapping[str, Tensor], names: Sequence[str], optional: Sequ
     if missing:
         raise ValueError(
             f"the checkpoint lacks {len(missing)} tensors that would become {', '.join(missing[:3])}; it is not whole, or of "
-            "another family. Get the complete file, or give the right source="
+            "another family. Get the complete file, or name the right family"
         )

@@ -21,7 +21,7 @@ class Report:
         dropped: tensors of the source that the network does not use, and why.
         folded: tensors that were multiplied or added into another one.
         zero_filled: tensors that the source lacks and that are exactly zero in it.
-        copied: tensors of the network that are the source's, bit for bit.
+        copied: tensors of the network that are the source's, in its own shape; those that something was folded into included.
         inflated: tensors that got input channels or a depth axis.
         interpolated: position tables and kernels of another size than the source's.
         fresh: tensors of the network that keep their initial values.

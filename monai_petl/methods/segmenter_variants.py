@@ -42,8 +42,11 @@ def adapt_segmenter(
     """
     if variant not in SEGMENTER_VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(SEGMENTER_VARIANTS)}; got {variant!r}")
-    if variant != "scratch" and pretrained_path is not None:
-        load_backbone(network, pretrained_path, inflation)
+    if variant != "scratch":
+        if pretrained_path is None:
+            logger.warning("no pretrained_path: the variant %s starts from random weights", variant)
+        else:
+            load_backbone(network, pretrained_path, inflation)
     adapt(network, [], ["decoder", *([] if variant == "frozen" else _used(network))], name=variant)
     logger.info("%s:\n%s", variant, summary(network))
     return network

@@ -14,6 +14,7 @@ from monai_petl.adapters import load_adapter
 from monai_petl.inflation import ViTArchitecture, convert_checkpoint, load_pretrained
 from monai_petl.inflation.attention_bias import RelativePositionBias, add_attention_bias
 from monai_petl.inflation.files import set_eps
+from monai_petl.inflation.options import patch_of
 from monai_petl.inflation.tensor_rules import Mode
 from monai_petl.networks.state_files import read_state_dict
 from monai_petl.networks.vit_segmenter import ViTSegmenter
@@ -43,7 +44,7 @@ def vit_backbone(
         norm_eps: epsilon of the layer norms, of which ``ViT`` has no argument.
         class_token: whether there is one.
         attention_bias: ``"table"`` for relative positions (BEiT), ``"class_key"`` for several patches along depth beside
-            a class token, or none.
+            a class token (nothing for a single one), or none.
     """
     vit = ViT(
         in_channels,
@@ -58,8 +59,8 @@ def vit_backbone(
         qkv_bias=True,
     )
     set_eps(vit, norm_eps)
-    if attention_bias:
-        grid = [extent // side for extent, side in zip(img_size, patch_size, strict=True)]
+    grid = [extent // side for extent, side in zip(img_size, patch_size, strict=True)]
+    if attention_bias == "table" or (attention_bias and len(grid) == 3 and grid[-1] > 1):
         add_attention_bias(vit, attention_bias, grid, num_heads, depth=grid[-1])
     return vit
 
@@ -80,11 +81,12 @@ def load_backbone(network: ViTSegmenter, path: str | os.PathLike, inflation: Mod
         ValueError: it is damaged, no vision transformer, or one of other settings; names them.
     """
     given = _settings(network.backbone)
-    converted = convert_checkpoint(path, num_heads=given["num_heads"])
+    depth = network.img_size[-1] // patch_of(network.backbone.patch_embedding)[-1] if len(network.img_size) == 3 else 1
+    converted = convert_checkpoint(path)
     source = converted.architecture
     if not isinstance(source, ViTArchitecture):
         raise ValueError(f"{path} holds a {source.kind}, a vision transformer is needed")
-    found = {name: getattr(source, name) for name in given if hasattr(source, name)}
+    found = {name: getattr(source, name) for name in given if getattr(source, name, None) is not None}
     found["norm_eps"] = source.eps
     if source.relative_bias or given["attention_bias"] == "table":
         found["attention_bias"] = "table" if source.relative_bias else None
@@ -99,7 +101,7 @@ def load_backbone(network: ViTSegmenter, path: str | os.PathLike, inflation: Mod
         converted,
         inflation,
         img_size=network.img_size,
-        class_key_bias=given["attention_bias"] == "class_key",
+        class_key_bias=bool(given["attention_bias"]) and depth > 1,
     )
     return network
 

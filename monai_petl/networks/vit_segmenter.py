@@ -79,7 +79,7 @@ class ViTSegmenter(nn.Module):
             )
         patch = patch_of(backbone.patch_embedding)
         in_channels = backbone.patch_embedding.patch_dim // math.prod(patch)
-        self.img_size, self.in_channels, self.center_slice = tuple(img_size), in_channels, center_slice
+        self.img_size, self.center_slice = tuple(img_size), center_slice
         self.taps = _checked_taps(taps, len(backbone.blocks))
         grid = _checked_grid(self.img_size, patch, backbone.patch_embedding.position_embeddings.shape[1])
         if center_slice:

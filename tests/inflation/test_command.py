@@ -33,6 +33,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
+def test_inflate_never_writes_over_its_source(run: Run, tmp_path: Path) -> None:
+    save_file(timm_vit(), tmp_path / "vit.safetensors")
+    before = (tmp_path / "vit.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="is the source itself, which would be lost"):
+        run(tmp_path / "vit.safetensors", tmp_path / "vit.safetensors", "--network", "vit", "--img_size", "16,16,5")
+    assert (tmp_path / "vit.safetensors").read_bytes() == before
+
+
 def test_inflate_writes_a_network_and_prints_the_report(run: Run, tmp_path: Path) -> None:
     save_file(timm_vit(), tmp_path / "vit.safetensors")
     out = tmp_path / "made" / "vit3d.safetensors"

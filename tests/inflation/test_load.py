@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from monai_petl.inflation import (
     InexactInflationWarning,
+    build_from_pretrained,
     convert_state_dict,
+    inflate_state_dict,
     load_inflated,
     load_pretrained,
     read_checkpoint,
@@ -48,7 +50,7 @@ def test_the_loader_sets_epsilon_everywhere_and_a_wrong_one_shows_in_the_report(
     assert "layer norm epsilon 1e-05 as given; timm_vit checkpoints usually have 1e-06" in str(report)
     network = ViT(1, (16, 16, 5), (4, 4, 5), 24, 96, 2, 4, classification=True, qkv_bias=True)
     report = load_pretrained(network, timm_vit(), img_size=(16, 16, 5))
-    assert "epsilon of 7 layer norms set to 1e-06" in report.notes
+    assert "epsilon of 7 normalisation layers set to 1e-06" in report.notes
 
 
 @torch.no_grad()
@@ -198,6 +200,18 @@ def test_a_wrong_family_says_what_it_is_and_what_is_wanted() -> None:
         ({"grid": (3, 5)}, "17 entries, one for the class token: no grid of 3 x 5 patches"),
         ({"mode": "middle"}, "mode must be one of center, average, got 'middle'"),
         ({"spatial_dims": 4}, "spatial_dims must be 2 or 3, got 4"),
+        ({"in_channels": 0}, "in_channels must be a whole number of at least 1, got 0"),
+        ({"img_size": (16, 16, 0)}, r"img_size must be whole numbers of voxels such as 224,224,5; got \(16, 16, 0\)"),
+        ({"img_size": "16x16x5"}, "img_size must be whole numbers of voxels such as 224,224,5; got '16x16x5'"),
+        ({"num_heads": "four"}, "num_heads must be a whole number of at least 1, got 'four'"),
+        ({"grid": 4}, r"grid must be two numbers \(h, w\), got 4"),
+        ({"eps": -1.0}, "eps must be a positive number, got -1.0"),
+        ({"resize_patch": "no"}, "resize_patch must be True or False, got 'no'"),
+        (
+            {"network_options": {"hidden_size": 3}},
+            "hidden_size is read from the checkpoint or has an argument of its own",
+        ),
+        ({"image_mean": 0.5}, "image_mean and image_std need a number for each channel, got 0.5"),
         ({"position_mod": "bicubic"}, "there is no option position_mod; the options of inflation are mode"),
     ],
 )
@@ -250,8 +264,100 @@ def test_a_network_built_with_other_options_says_which() -> None:
         load_pretrained(vit(classification=True), timm_vit())
     with pytest.raises(ValueError, match="Build it with classification=False"):
         load_pretrained(vit(classification=True, qkv_bias=True), timm_vit(class_token=False))
-    with pytest.raises(ValueError, match=r"not bridge\. Build the network with the sizes of the source"):
+    with pytest.raises(ValueError, match=r"not bridge\. Build the network with the sizes and options of the source"):
         load_pretrained(vit(classification=True, qkv_bias=True), timm_vit(hidden=28))
+
+
+def test_another_number_of_heads_is_refused_wherever_weights_are_loaded(tmp_path: Path) -> None:
+    """Shapes do not tell the heads, and another number computes something else."""
+
+    def vit(heads: int) -> ViT:
+        return ViT(1, (16, 16, 5), (4, 4, 5), 24, 96, 2, heads, classification=True, qkv_bias=True)
+
+    with pytest.raises(ValueError, match=r"the source has 4 heads, the network 2. Build it with the source's"):
+        load_pretrained(vit(2), timm_vit(), img_size=(16, 16, 5), num_heads=4)
+    file = save_inflated(vit_from_pretrained(timm_vit(), **VIT), tmp_path / "vit.safetensors", {})
+    with pytest.raises(ValueError, match=r"has \[4, 4\] heads in its blocks, the network \[2, 2\]"):
+        load_inflated(vit(2), file)
+    load_inflated(vit(4), file)
+
+
+def test_facts_of_the_source_come_before_its_conversion() -> None:
+    network = ViT(1, (16, 16, 5), (4, 4, 5), 24, 96, 2, 4, classification=True, qkv_bias=True)
+    with pytest.raises(
+        ValueError, match="num_heads is a fact for the conversion, and this source is converted already"
+    ):
+        load_pretrained(network, convert_state_dict(timm_vit(), num_heads=4), img_size=(16, 16, 5), num_heads=4)
+
+
+def test_a_table_of_several_possible_grids_is_refused_until_its_own_is_given() -> None:
+    vit = {**VIT, "img_size": (24, 16, 5)}
+    state = timm_vit(grid=(4, 6), class_token=False)
+    with pytest.raises(ValueError, match=r"24 entries, which is no square. Give the source's grid as grid=\(h, w\)"):
+        vit_from_pretrained(state, **vit)
+    assert "positions from (4, 6) to (6, 4)" in str(
+        load_pretrained(
+            vit_from_pretrained(state, **vit, grid=(4, 6)),
+            convert_state_dict(state, grid=(4, 6), num_heads=4),
+            img_size=(24, 16, 5),
+        )
+    )
+    flat = ViT(3, (16, 16), 4, 24, 96, 2, 4, spatial_dims=2)
+    target = ViT(3, (8, 32), 4, 24, 96, 2, 4, spatial_dims=2)
+    with pytest.raises(ValueError, match="16 entries, which may be of several grids"):
+        inflate_state_dict(flat.state_dict(), target, img_size=(8, 32))
+
+
+def test_an_image_size_other_than_the_networks_is_named() -> None:
+    network = ViT(1, (16, 16, 5), (4, 4, 5), 24, 96, 2, 4, classification=True, qkv_bias=True)
+    with pytest.raises(
+        ValueError, match=r"images of \(32, 16, 5\) voxels have 32 patches .* the network was built for 16"
+    ):
+        load_pretrained(network, timm_vit(), img_size=(32, 16, 5), num_heads=4)
+
+
+def test_a_kernel_of_a_video_network_is_refused() -> None:
+    state = timm_vit()
+    state["patch_embed.proj.weight"] = torch.randn(24, 3, 2, 4, 4)
+    with pytest.raises(ValueError, match=r"has shape \(24, 3, 2, 4, 4\), not \(out, in, h, w\): it is no 2D network"):
+        convert_state_dict(state, num_heads=4)
+
+
+def test_biases_of_attention_take_the_type_of_the_network() -> None:
+    network = ViT(1, (32, 24, 5), (8, 8, 5), 48, 96, 3, 4, classification=True, qkv_bias=True).to(torch.bfloat16)
+    load_pretrained(network, checkpoint(BY_NAME["hf_beit"]), img_size=(32, 24, 5))
+    assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+    assert network(torch.randn(1, 1, 32, 24, 5).bfloat16())[1][-1].dtype == torch.bfloat16
+    assert not network.patch_embedding.position_embeddings.requires_grad  # the source has none
+
+
+def test_epsilon_of_batch_norms_is_set_too() -> None:
+    network = resnet_from_pretrained(resnet(), spatial_dims=3, eps=1e-3)
+    assert {m.eps for m in network.modules() if isinstance(m, nn.BatchNorm3d)} == {1e-3}
+
+
+def test_flat_windows_of_a_swin_are_in_the_report(caplog: pytest.LogCaptureFixture) -> None:
+    _, report = build_from_pretrained("swin", timm_swin(), spatial_dims=3, img_size=(96, 96, 32))
+    assert "attention stays in its plane" in str(report)
+    network, report = build_from_pretrained("swin", timm_swin(), spatial_dims=3, img_size=(96, 96, 64))
+    assert tuple(network.window_size) == (3, 3, 2)  # type: ignore[arg-type]
+    assert "attention stays in its plane" not in str(report)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("vit", {"img_size": 16, "window_depth": 2}, "a vit has no window_depth; got 2"),
+        ("vit", {"img_size": 16, "downsample": "mergingv2"}, "a vit has no downsample; got 'mergingv2'"),
+        ("resnet", {"patch_size": 4}, "a resnet has no patch_size; got 4"),
+        ("swin", {"img_size": (96, 96, 32), "window_depth": 0}, "window_depth is for 3D and at least 1, got 0"),
+    ],
+)
+def test_arguments_that_a_network_has_not_got_are_refused(kind: str, options: dict[str, Any], message: str) -> None:
+    source = {"vit": timm_vit, "swin": timm_swin, "resnet": resnet}[kind]()
+    facts = {"num_heads": 4} if kind == "vit" else {}
+    with pytest.raises(ValueError, match=message):
+        build_from_pretrained(kind, source, spatial_dims=3, **facts, **options)
 
 
 def test_weights_without_query_biases_go_into_networks_with_or_without_them() -> None:
@@ -369,6 +475,23 @@ def test_files_are_read_without_running_code_and_damage_is_a_sentence(tmp_path: 
         read_checkpoint(tmp_path / "none.pt")
     with pytest.raises(FileNotFoundError, match=r"no model.safetensors or pytorch_model.bin in"):
         read_checkpoint(tmp_path)
+
+
+def test_files_of_other_kinds_and_broken_settings_are_sentences(tmp_path: Path) -> None:
+    for name, content in {"text.pt": b"hello world", "bytes.pt": bytes(range(100, 256)), "empty.pt": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} is no file of torch.save|{name} is damaged"):
+            read_checkpoint(tmp_path / name)
+    torch.save({1: torch.ones(1)}, tmp_path / "numbered.pt")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_checkpoint(tmp_path / "numbered.pt")
+    save_file(timm_vit(), tmp_path / "model.safetensors")
+    for content, message in (("{", "config.json is no JSON"), ("[1, 2]", "config.json holds no settings by name")):
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            read_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 6}', encoding="utf-8")
+    assert read_checkpoint(tmp_path / "model.safetensors").config == {"num_attention_heads": 6}
 
 
 def test_a_folder_tells_heads_and_epsilon_by_its_config(tmp_path: Path) -> None:
