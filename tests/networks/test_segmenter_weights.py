@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 import monai_petl as mp
-from monai_petl.inflation import vit_from_pretrained
+from monai_petl.inflation import InexactInflationWarning, vit_from_pretrained
 from monai_petl.methods import SEGMENTER_VARIANTS, adapt_segmenter
 from monai_petl.networks import ViTSegmenter, load_backbone, load_segmenter, vit_backbone
 from tests.bundles.helpers import checkpoint_state
 from tests.conftest import state_of, train
 from tests.inflation.published import image as image_of
+from tests.inflation.sources import timm_vit
 from tests.inflation.test_inflation_parity import BY_NAME
 from tests.inflation.test_inflation_parity import build as build_published
 from tests.inflation.test_inflation_parity import checkpoint as checkpoint_of
@@ -41,7 +44,7 @@ def planar_taps(checkpoint: Path, image: Tensor) -> list[Tensor]:
     """Maps (B, hidden size, h, w) of the 2D network on grey images (B, 1, H, W), which it sees as equal colours."""
     vit = vit_from_pretrained(checkpoint, spatial_dims=2, img_size=(32, 32), num_heads=4).eval()
     _, hidden = vit(image.repeat(1, 3, 1, 1))
-    taps = [*hidden[:-1], vit.norm(hidden[-1])]
+    taps = [*(layer_norm(tokens, (24,), eps=1e-6) for tokens in hidden[:-1]), vit.norm(hidden[-1])]
     return [tokens[:, 1:].mT.unflatten(2, (4, 4)) for tokens in taps]
 
 
@@ -103,6 +106,24 @@ def test_settings_other_than_those_of_the_file_are_named(options: dict[str, Any]
     with pytest.raises(ValueError, match=said):
         load_backbone(fresh, checkpoint)
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())
+
+
+def test_another_number_of_heads_is_named(tmp_path: Path) -> None:
+    """From the usual width of a head, or from a config.json beside the file."""
+    save_file(timm_vit(hidden=128, patch=8), tmp_path / "model.safetensors")
+
+    sizes = {"hidden_size": 128, "mlp_dim": 512, "num_layers": 2}
+    with pytest.raises(ValueError, match="it has num_heads 2, the network num_heads 4"):
+        load_backbone(network(**sizes, num_heads=4), tmp_path / "model.safetensors")
+    load_backbone(network(**sizes, num_heads=2), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4}', encoding="utf-8")
+    load_backbone(network(**sizes, num_heads=4), tmp_path / "model.safetensors")
+
+
+def test_class_key_of_a_single_depth_is_no_bias(checkpoint: Path) -> None:
+    plain = network(attention_bias="class_key")
+    assert plain.backbone.blocks[0].attn.rel_positional_embedding is None
+    load_backbone(plain, checkpoint)
 
 
 def test_checkpoint_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -175,3 +196,29 @@ def test_beit_fits_with_a_table_of_relative_positions(tmp_path: Path) -> None:
     )
     for found, expected in zip(inflated.eval().backbone(image_of(case))[1], published(image_of(case))[1], strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_beit_with_several_patches_along_depth_starts_as_its_2d_self(tmp_path: Path) -> None:
+    case = BY_NAME["average_c1_s5"]
+    state = {n: t.contiguous() for n, t in checkpoint_of(case).items()}
+    save_file(state, tmp_path / "beit.safetensors")
+    size = tuple(image_of(case).shape[2:4])
+    facts = {"spatial_dims": 2, "img_size": size, "in_channels": 1}
+    planar = vit_from_pretrained(tmp_path / "beit.safetensors", **facts).eval()
+    patch = tuple(planar.patch_embedding.patch_embeddings.kernel_size)
+    sizes = {
+        "hidden_size": planar.norm.normalized_shape[0],
+        "mlp_dim": planar.blocks[0].mlp.linear1.out_features,
+        "num_layers": len(planar.blocks),
+        "num_heads": planar.blocks[0].attn.num_heads,
+    }
+    deep = network((*size, 6), (*patch, 2), **sizes, norm_eps=1e-12, attention_bias="table")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactInflationWarning)
+        load_backbone(deep, tmp_path / "beit.safetensors").eval()
+    image = torch.rand(1, 1, *size)
+    tokens = deep.backbone(image.unsqueeze(-1).expand(-1, -1, -1, -1, 6))[1][-1][:, 1:]
+    expected = planar(image)[1][-1][:, 1:]
+    for depth in range(3):
+        torch.testing.assert_close(tokens[:, depth::3], expected, atol=1e-4, rtol=1e-4)
