@@ -35,14 +35,7 @@ def read_vit(tensors: dict[str, Tensor], report: Report, given: Given) -> ViTArc
     layers = _count(tensors, "blocks.")
     blocks = [f"blocks.{i}" for i in range(layers)]
     _fuse_qkv(tensors, report, [f"{b}.attn" for b in blocks])
-    scales = ("scale1", "attn.out_proj"), ("scale2", "mlp.linear2")
-    for scale, into in ((f"{b}.{scale}", f"{b}.{into}") for b in blocks for scale, into in scales):
-        if scale in tensors:
-            factor = tensors.pop(scale)
-            for p in ("weight", "bias"):
-                tensor = _one(tensors, f"{into}.{p}")
-                tensors[f"{into}.{p}"] = tensor * factor.view(-1, *[1] * (tensor.ndim - 1))
-            report.folded[scale] = "layer scale, into the linear layer before it"
+    _fold_layer_scale(tensors, report, blocks)
     _place_tables(tensors, report, blocks)
     parts = ("norm1", "attn.qkv", "attn.out_proj", "norm2", "mlp.linear1", "mlp.linear2")
     wanted = [f"{b}.{part}.{p}" for b in blocks for part in parts for p in ("weight", "bias")]
@@ -61,6 +54,44 @@ def read_vit(tensors: dict[str, Tensor], report: Report, given: Given) -> ViTArc
             "(SwiGLU) one, which MONAI's ViT has not got. Use a checkpoint with a plain MLP"
         )
     grid, positions = _split_positions(tensors, report, given)
+    num_heads, grid = _heads_and_grid(tensors, report, given, hidden, grid, positions)
+    return ViTArchitecture(
+        in_channels=kernel.shape[1],
+        eps=given.eps,
+        hidden_size=hidden,
+        mlp_dim=mlp.shape[0],
+        num_layers=layers,
+        num_heads=num_heads,
+        patch_size=(kernel.shape[2], kernel.shape[3]),
+        grid=grid,
+        positions=positions,
+        class_token="cls_token" in tensors,
+        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
+        final_norm="norm.weight" in tensors,
+        relative_bias=f"blocks.0.{TABLE}" in tensors,
+    )
+
+
+def _fold_layer_scale(tensors: dict[str, Tensor], report: Report, blocks: Sequence[str]) -> None:
+    scales = ("scale1", "attn.out_proj"), ("scale2", "mlp.linear2")
+    for scale, into in ((f"{b}.{scale}", f"{b}.{into}") for b in blocks for scale, into in scales):
+        if scale in tensors:
+            factor = tensors.pop(scale)
+            for p in ("weight", "bias"):
+                tensor = _one(tensors, f"{into}.{p}")
+                tensors[f"{into}.{p}"] = tensor * factor.view(-1, *[1] * (tensor.ndim - 1))
+            report.folded[scale] = "layer scale, into the linear layer before it"
+
+
+def _heads_and_grid(
+    tensors: Mapping[str, Tensor],
+    report: Report,
+    given: Given,
+    hidden: int,
+    grid: tuple[int, int] | None,
+    positions: int,
+) -> tuple[int | None, tuple[int, int] | None]:
+    """Number of heads, from the bias table, else as given, else from the usual width; and the grid, from the table too."""
     num_heads = given.num_heads
     table = tensors.get(f"blocks.0.{TABLE}")
     if table is not None:
@@ -83,21 +114,7 @@ def read_vit(tensors: dict[str, Tensor], report: Report, given: Given) -> ViTArc
         report.notes.append(f"{num_heads or 'no'} heads, from the usual head width of {width}; num_heads= overrules")
     if num_heads and hidden % num_heads:
         raise ValueError(f"num_heads must divide the hidden size {hidden}, got {num_heads}")
-    return ViTArchitecture(
-        in_channels=kernel.shape[1],
-        eps=given.eps,
-        hidden_size=hidden,
-        mlp_dim=mlp.shape[0],
-        num_layers=layers,
-        num_heads=num_heads,
-        patch_size=(kernel.shape[2], kernel.shape[3]),
-        grid=grid,
-        positions=positions,
-        class_token="cls_token" in tensors,
-        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
-        final_norm="norm.weight" in tensors,
-        relative_bias=table is not None,
-    )
+    return num_heads, grid
 
 
 def _fuse_qkv(tensors: dict[str, Tensor], report: Report, attentions: Sequence[str]) -> None:
