@@ -18,7 +18,7 @@ import numpy as np
 import quality
 import torch
 from monai.inferers import Inferer
-from quality import Comparison, Counts, bundle_copy, run
+from quality import Comparison, Counts, bundle_copy, prepare, run
 from torch import nn
 
 matplotlib.use("Agg")
@@ -101,7 +101,7 @@ def picture(
         options = {**_settings(setting, weights), **ARMS[arm], "num_labelled": num_labelled, "seed": 0}
         options |= {"ckpt_dir": str(root.parent / "pictured"), "val_interval": TRAINING["epochs"] + 1}
         run(["train.json"], root, data, options)
-        scored = run(["train.json", "evaluate.json"], root, data, {**options, "eval_section": "test"}).parser
+        scored = prepare(["train.json", "evaluate.json"], root, data, {**options, "eval_section": "test"}).parser
         dataset, network, inferer = (
             scored.get_parsed_content(f"validate::{name}" if name != "network" else name)
             for name in ("dataset", "network", "inferer")

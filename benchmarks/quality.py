@@ -89,6 +89,14 @@ class Comparison:
 
 def run(configs: Sequence[str], root: Path, data: str, overrides: Options) -> ConfigWorkflow:
     """Run configs of a bundle to the end."""
+    workflow = prepare(configs, root, data, overrides)
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+def prepare(configs: Sequence[str], root: Path, data: str, overrides: Options) -> ConfigWorkflow:
+    """Configs of a bundle, ready to run or to be asked for their parts."""
     folder = root / "configs"
     workflow = ConfigWorkflow(
         config_file=[str(folder / name) for name in configs],
@@ -102,8 +110,6 @@ def run(configs: Sequence[str], root: Path, data: str, overrides: Options) -> Co
     )
     logging.getLogger().setLevel(logging.WARNING)
     workflow.initialize()
-    workflow.run()
-    workflow.finalize()
     return workflow
 
 

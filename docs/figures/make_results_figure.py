@@ -1,4 +1,4 @@
-"""Draws docs/figures/results.png: Dice of the new class by what is trained, from the recorded runs.
+"""Draws docs/figures/results.png and inflation_results.png: Dice by what is trained, from the recorded runs.
 
 Run from the checkout: python docs/figures/make_results_figure.py
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import matplotlib
 
@@ -15,29 +16,53 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-OUT = Path(__file__).with_name("results.png")
+FOLDER = Path(__file__).parent
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 PROMPTS, OTHERS, ALL = "#C77A0A", "#6b7785", "#4C7BA8"
-PANELS = (
-    ("hippocampus", 3, "MR, 3 labelled volumes"),
-    ("hippocampus", None, "MR, 140 labelled volumes"),
-    ("ct", None, "CT, one body half"),
-)
+FIGURES = {  # file -> title of the axes; runs, labelled volumes and title of every panel
+    "results.png": (
+        "Dice of the new class, %",
+        (
+            ("hippocampus", 3, "MR, 3 labelled volumes"),
+            ("hippocampus", None, "MR, 140 labelled volumes"),
+            ("ct", None, "CT, one body half"),
+        ),
+    ),
+    "inflation_results.png": (
+        "mean Dice, %",
+        (
+            ("inflation_hippocampus", 3, "Hippocampus, 3 labelled volumes"),
+            ("inflation_brain", 3, "Brain tissue, 3 labelled volumes"),
+        ),
+    ),
+}
 
 
 def main() -> None:
-    """Write the figure."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 4.4), sharey=True, layout="constrained")
-    for ax, (name, labelled, title) in zip(axes, PANELS, strict=True):
-        draw(ax, name, labelled)
-        ax.set_title(title, fontsize=11)
-    figure.savefig(OUT, dpi=150)
+    """Write the figures."""
+    for file, (axis, panels) in FIGURES.items():
+        height = 1.2 + 0.25 * len(variants(panels[0][0]))
+        figure, axes = plt.subplots(1, len(panels), figsize=(12, height), sharey=True, layout="constrained")
+        for ax, (name, labelled, title) in zip(axes, panels, strict=True):
+            draw(ax, name, labelled)
+            ax.set_title(title, fontsize=11)
+            ax.set_xlabel(axis)
+        figure.savefig(FOLDER / file, dpi=150)
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    """Recorded runs."""
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def variants(name: str) -> dict[str, int]:
+    """Trained values of every variant, the most first."""
+    return {run["variant"]: run["trained"] for run in sorted(records(name), key=lambda run: -run["trained"])}
 
 
 def draw(ax: Axes, name: str, labelled: int | None) -> None:
     """A row a variant, from few trained values (top) to many: mean, standard deviation and every seed."""
-    runs = [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    trained = {run["variant"]: run["trained"] for run in sorted(runs, key=lambda run: -run["trained"])}
+    runs, trained = records(name), variants(name)
     for row, variant in enumerate(trained):
         dice = [100 * run["dice"] for run in runs if run["variant"] == variant and run["labelled"] == labelled]
         colour = PROMPTS if variant.startswith("prompt") else ALL if trained[variant] > 6e6 else OTHERS
@@ -46,7 +71,6 @@ def draw(ax: Axes, name: str, labelled: int | None) -> None:
         ax.plot(dice, [row] * len(dice), "|", color=colour, ms=9)
     ax.set_yticks(range(len(trained)), [f"{variant}  {count:,}" for variant, count in trained.items()])
     ax.set_xlim(0, 100)
-    ax.set_xlabel("Dice of the new class, %")
     ax.spines[["top", "right"]].set_visible(False)
 
 
