@@ -50,5 +50,16 @@ def test_metadata_of_the_volume_is_kept() -> None:
 
 
 def test_window_without_slices_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"three numbers of voxels \(h, w, slices\), got \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"three positive numbers of voxels \(h, w, slices\), got \(8, 8\)"):
         CenterSliceInferer((8, 8), 2)
+
+
+@pytest.mark.parametrize("roi_size", [(8, 8, 0), (8, 0, 3)])
+def test_window_of_no_voxel_is_refused(roi_size: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="three positive numbers of voxels"):
+        CenterSliceInferer(roi_size)
+
+
+def test_volume_without_slices_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the volume is empty, its shape is \(1, 1, 8, 8, 0\)"):
+        CenterSliceInferer((8, 8, 3))(torch.rand(1, 1, 8, 8, 0), lambda x: x)
