@@ -25,21 +25,10 @@ from monai_petl.inflation.tensor_rules import Mode
 __all__ = ["build_from_pretrained", "resnet_from_pretrained", "swin_from_pretrained", "vit_from_pretrained"]
 
 Size = Sequence[int] | int
-SIZES = {"vit": ("img_size", "patch_size"), "resnet": ("img_size",)}
-SIZES["swin"] = (*SIZES["vit"], "window_depth", "downsample")
-READ = {
-    "vit": (
-        "in_channels",
-        "img_size",
-        "patch_size",
-        "hidden_size",
-        "mlp_dim",
-        "num_layers",
-        "num_heads",
-        "spatial_dims",
-    ),
-    "swin": ("in_chans", "embed_dim", "window_size", "patch_size", "depths", "num_heads", "mlp_ratio", "spatial_dims"),
-    "resnet": ("block", "layers", "block_inplanes", "spatial_dims", "n_input_channels"),
+SIZES = {  # arguments that a kind of network has and others have not
+    "vit": ("img_size", "patch_size"),
+    "swin": ("img_size", "patch_size", "window_depth", "downsample"),
+    "resnet": ("img_size",),  # which takes any
 }
 FACTS = ("family", "num_heads", "grid", "eps")
 
@@ -175,7 +164,7 @@ def build_from_pretrained(
     """The network of ``kind`` (vit, swin or resnet) and the report of its weights; arguments as in the functions above."""
     extra = dict(network_options or {})
     own = {"img_size": img_size, "patch_size": patch_size, "window_depth": window_depth, "downsample": downsample}
-    _check_arguments(kind, spatial_dims, in_channels, own, extra)
+    _check_arguments(kind, spatial_dims, in_channels, own)
     facts = {name: options.pop(name, None) for name in FACTS}
     converted = convert_checkpoint(source, **facts)
     architecture, depth_axis = converted.architecture, options.get("depth_axis", 2)
@@ -185,14 +174,12 @@ def build_from_pretrained(
             f"{architecture.kind}_from_pretrained, or another checkpoint"
         )
     sizes = _sizes(architecture, spatial_dims, img_size, patch_size, depth_axis)
-    network: nn.Module
-    if isinstance(architecture, ViTArchitecture):
-        network = _vit(architecture, in_channels, *sizes, extra)
-    elif isinstance(architecture, SwinArchitecture):
+    if isinstance(architecture, SwinArchitecture):
         extra["downsample"] = downsample or "merging"
-        network = _swin(architecture, in_channels, *sizes, window_depth, depth_axis, extra)
-    else:
-        network = _resnet(cast(ResNetArchitecture, architecture), in_channels, spatial_dims, extra)
+    try:
+        network = _network(architecture, in_channels, spatial_dims, sizes, window_depth, depth_axis, extra)
+    except TypeError as error:
+        raise ValueError(f"network_options {sorted(extra)} do not go with the rest: {error}") from error
     size = sizes[0] or None
     report = load_pretrained(network, converted, mode, img_size=size, class_key_bias=class_key_bias, **options)
     if isinstance(network, SwinTransformer) and spatial_dims == 3 and tuple(network.window_size)[depth_axis] == 1:
@@ -203,10 +190,25 @@ def build_from_pretrained(
     return network, report
 
 
-def _check_arguments(
-    kind: str, spatial_dims: int, in_channels: int, own: Mapping[str, Any], extra: Mapping[str, Any]
-) -> None:
-    """Refuse what no network has, what this kind of network has not (``own``), and options that the checkpoint decides."""
+def _network(
+    architecture: Architecture,
+    in_channels: int,
+    spatial_dims: int,
+    sizes: tuple[tuple[int, ...], tuple[int, ...]],
+    window_depth: int | None,
+    depth_axis: int,
+    extra: Mapping[str, Any],
+) -> nn.Module:
+    """MONAI's network of this architecture, with random weights."""
+    if isinstance(architecture, ViTArchitecture):
+        return _vit(architecture, in_channels, *sizes, extra)
+    if isinstance(architecture, SwinArchitecture):
+        return _swin(architecture, in_channels, *sizes, window_depth, depth_axis, extra)
+    return _resnet(cast(ResNetArchitecture, architecture), in_channels, spatial_dims, extra)
+
+
+def _check_arguments(kind: str, spatial_dims: int, in_channels: int, own: Mapping[str, Any]) -> None:
+    """Refuse what no network has, and what this kind of network has not (``own``)."""
     if kind not in SIZES:
         raise ValueError(f"network must be vit, swin or resnet, got {kind!r}")
     if spatial_dims not in (2, 3):
@@ -216,10 +218,6 @@ def _check_arguments(
     for name, value in own.items():
         if value is not None and name not in SIZES[kind]:
             raise ValueError(f"a {kind} has no {name}; got {value!r}")
-    if taken := [name for name in extra if name in READ[kind]]:
-        raise ValueError(
-            f"{taken[0]} is read from the checkpoint or has an argument of its own, leave it out of network_options"
-        )
 
 
 def _sizes(

@@ -98,12 +98,7 @@ def load_pretrained(
         TypeError: the network has nothing of the source's kind.
         ValueError: the source or its sizes do not fit; the network stays as it was.
     """
-    facts = {"family": family, "num_heads": num_heads, "grid": grid, "eps": eps}
-    if isinstance(source, Converted):
-        if given := [name for name, value in facts.items() if value is not None]:
-            raise ValueError(f"{given[0]} is a fact for the conversion, and this source is converted already")
-    else:
-        source = convert_checkpoint(source, **facts)  # type: ignore[arg-type]
+    source = _converted(source, {"family": family, "num_heads": num_heads, "grid": grid, "eps": eps})
     architecture = source.architecture
     backbone = _backbone(network, architecture.kind)
     options = {"img_size": _spatial(backbone, img_size), "grid": getattr(architecture, "grid", None), **options}
@@ -111,14 +106,7 @@ def load_pretrained(
     if image_mean is not None or image_std is not None:
         _fold_normalization(architecture, image_mean, image_std, state, report)
     with _hooks_restored_on_error(backbone):
-        if isinstance(architecture, ViTArchitecture):
-            fresh, unused = _prepare_vit(backbone, architecture, chosen, state, report, class_key_bias)
-        elif class_key_bias:
-            raise ValueError(f"class_key_bias is for a ViT with class token, the source is a {architecture.kind}")
-        else:
-            fresh, unused = FRESH[architecture.kind], {}
-        if isinstance(architecture, ViTArchitecture | SwinArchitecture) and not architecture.qkv_bias:
-            _zero_qkv_bias(backbone, state, report)
+        fresh, unused = _prepare(backbone, architecture, chosen, state, report, class_key_bias)
         inflated = inflate_state_dict(state, backbone, mode, fresh=fresh, unused=unused, **options)
         if class_key_bias:
             _weigh_class_rows(inflated.state, backbone, chosen, report)
@@ -135,6 +123,14 @@ def load_pretrained(
     report.notes += [f"not exact: {sentence}" for sentence in broken]
     logger.info("%s from %s\n%s", type(backbone).__name__, source.source, report)
     return report
+
+
+def _converted(source: StateSource | Converted, facts: Mapping[str, Any]) -> Converted:
+    if not isinstance(source, Converted):
+        return convert_checkpoint(source, **facts)
+    if given := [name for name, value in facts.items() if value is not None]:
+        raise ValueError(f"{given[0]} is a fact for the conversion, and this source is converted already")
+    return source
 
 
 def _backbone(network: nn.Module, kind: str) -> Any:
@@ -176,6 +172,28 @@ def _hooks_restored_on_error(backbone: nn.Module) -> Iterator[None]:
         raise
 
 
+def _prepare(
+    network: Any,
+    source: Architecture,
+    options: Options,
+    state: dict[str, Tensor],
+    report: Report,
+    class_key_bias: bool,
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Fit state and network to each other.
+
+    Returns:
+        What of the network stays fresh and what of the source stays unused: glob -> reason.
+    """
+    if class_key_bias and not isinstance(source, ViTArchitecture):
+        raise ValueError(f"class_key_bias is for a ViT with class token, the source is a {source.kind}")
+    if isinstance(source, ViTArchitecture | SwinArchitecture) and not source.qkv_bias:
+        _zero_qkv_bias(network, state, report)
+    if isinstance(source, ViTArchitecture):
+        return _prepare_vit(network, source, options, state, report, class_key_bias)
+    return FRESH[source.kind], {}
+
+
 def _prepare_vit(
     network: Any,
     source: ViTArchitecture,
@@ -184,11 +202,7 @@ def _prepare_vit(
     report: Report,
     class_key_bias: bool,
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Fit the state to what the ViT has, and give the ViT the biases that the source has.
-
-    Returns:
-        What of the network stays fresh and what of the source stays unused: glob -> reason.
-    """
+    """As :func:`_prepare`; gives the ViT the biases that the source has."""
     heads, has_class = network.blocks[0].attn.num_heads, hasattr(network, "cls_token")
     if source.positions and source.grid is None:
         raise ValueError(

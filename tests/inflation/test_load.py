@@ -209,8 +209,9 @@ def test_a_wrong_family_says_what_it_is_and_what_is_wanted() -> None:
         ({"resize_patch": "no"}, "resize_patch must be True or False, got 'no'"),
         (
             {"network_options": {"hidden_size": 3}},
-            "hidden_size is read from the checkpoint or has an argument of its own",
+            r"network_options \['hidden_size'\] do not go with the rest: .*multiple values",
         ),
+        ({"network_options": {"colour": 1}}, "network_options .* do not go with the rest: .*unexpected keyword"),
         ({"image_mean": 0.5}, "image_mean and image_std need a number for each channel, got 0.5"),
         ({"position_mod": "bicubic"}, "there is no option position_mod; the options of inflation are mode"),
     ],
