@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
+
+from monai_petl.deltas import Delta, remove_deltas
 
 __all__ = [
     "AdapterRecord",
@@ -23,6 +25,7 @@ __all__ = [
     "find_record",
     "keep_frozen",
     "named_tensors",
+    "refuse_shared",
     "trainable_parameters",
 ]
 
@@ -31,9 +34,11 @@ __all__ = [
 class Method:
     """How a delta is attached to a network and what it computes. Subclass it as a frozen dataclass of hyper-parameters.
 
-    A subclass is known to adapter files under its class name as soon as it is defined. ``attach`` adds modules in place,
-    or sets ``requires_grad`` of tensors that the method trains. Modules that hold an adapter's tensors for one task only
-    (the prompts of a class) carry the attribute ``is_adapter = True``, and never count as backbone.
+    A subclass is known to adapter files under its class name as soon as it is defined. Its one action is :meth:`attach`,
+    which adds a :class:`monai_petl.deltas.Delta` to some layers, or sets ``requires_grad`` of tensors that the method
+    trains; all else follows from that. Only a method that changes the network in another way writes the other four.
+    Modules that hold an adapter's tensors for one task only (the prompts of a class) carry the attribute
+    ``is_adapter = True``, and never count as backbone.
     """
 
     registry: ClassVar[dict[str, type[Method]]] = {}
@@ -42,32 +47,40 @@ class Method:
         super().__init_subclass__(**kwargs)
         Method.registry[cls.__name__] = cls
 
-    def attach(self, network: nn.Module) -> None:
-        """Add the method's modules to ``network`` in place.
+    def attach(self, network: nn.Module, name: str) -> None:
+        """Add the method's part of the adapter ``name`` to ``network`` in place.
 
         Raises:
             TypeError, ValueError: the network has nothing that the method can handle; names what it was given.
         """
         raise TypeError(f"{type(self).__name__} does not say how it attaches to a network")
 
-    def detach(self, network: nn.Module) -> None:
-        """Take the method's modules away again."""
-        raise TypeError(f"{type(self).__name__} cannot be removed from a network; build the network anew instead")
+    def detach(self, network: nn.Module, name: str) -> None:
+        """Take away what is neither a delta nor a trained tensor of the backbone."""
 
-    def set_enabled(self, network: nn.Module, enabled: bool) -> None:
-        """Switch the method's contribution on or off without removing it."""
-        raise TypeError(f"{type(self).__name__} cannot be switched off")
+    def set_enabled(self, network: nn.Module, name: str, enabled: bool) -> None:
+        """Switch on or off what is neither a delta nor a trained tensor of the backbone.
 
-    def merge(self, network: nn.Module) -> None:
-        """Fold the delta into the backbone's own weights."""
-        raise TypeError(
-            f"{type(self).__name__} cannot be merged: its delta depends on the input. Keep the adapter attached; "
-            "save_adapter writes it to a small file"
-        )
+        Raises:
+            TypeError: there is such a part (the method writes :meth:`detach`) and it cannot be switched.
+        """
+        if type(self).detach is not Method.detach:
+            raise TypeError(f"{type(self).__name__} cannot be switched off")
 
-    def unmerge(self, network: nn.Module) -> None:
+    def merge(self, network: nn.Module, name: str) -> None:
+        """Fold into the backbone's weights what is neither a delta nor a trained tensor of the backbone.
+
+        Raises:
+            TypeError: there is such a part (the method writes :meth:`detach`) and it cannot be folded in.
+        """
+        if type(self).detach is not Method.detach:
+            raise TypeError(
+                f"{type(self).__name__} cannot be merged: its delta depends on the input. Keep the adapter attached; "
+                "save_adapter writes it to a small file"
+            )
+
+    def unmerge(self, network: nn.Module, name: str) -> None:
         """Undo :meth:`merge`, bit for bit."""
-        raise TypeError(f"{type(self).__name__} cannot be unmerged: it is never merged")
 
     def hyperparameters(self) -> dict[str, Any]:
         """What the adapter file keeps of this method."""
@@ -85,6 +98,7 @@ class AdapterRecord:
         originals: values of those among them that belong to the backbone, from before training (on the CPU).
         merged: whether the delta is folded into the backbone at present.
         enabled: whether it contributes at present.
+        trained: values of the tensors in ``originals`` while the adapter is switched off.
     """
 
     methods: list[Method]
@@ -93,6 +107,7 @@ class AdapterRecord:
     originals: dict[str, Tensor] = field(default_factory=dict)
     merged: bool = False
     enabled: bool = True
+    trained: dict[str, Tensor] = field(default_factory=dict)
 
 
 def adapt(
@@ -139,21 +154,22 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
     _set_requires_grad(training, False)
     try:
         for method in methods:
-            method.attach(network)
+            method.attach(network, name)
             attached.append(method)
         for pattern in also_train:
             _set_requires_grad(_matching(network, pattern), True)
         keep_frozen(network)
-        record = AdapterRecord(list(methods), tuple(also_train), _trained_names(network))
+        record = AdapterRecord(list(methods), tuple(also_train), _names_of_adapter(network, name))
         owned = adapter_module_names(network)
         originals = [n for n in record.tensors if n in before and not n.startswith(owned)]
-        _refuse_shared(records, originals)
+        refuse_shared(network, originals)
         record.originals = {n: before[n].cpu().clone() for n in originals}
         records[name] = record
     except Exception:
         for method in reversed(attached):
             with suppress(TypeError):  # a method that cannot be taken away must not hide the error
-                method.detach(network)
+                method.detach(network, name)
+        remove_deltas(network, name)
         raise
     finally:
         _set_requires_grad(training, True)
@@ -161,14 +177,19 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
     return record
 
 
-def _refuse_shared(records: Mapping[str, AdapterRecord], tensors: Sequence[str]) -> None:
-    """A tensor of the backbone has one value: two adapters cannot both keep theirs in it."""
-    for name, record in records.items():
-        shared = [n for n in tensors if n in record.originals]
+def refuse_shared(network: nn.Module, tensors: Iterable[str]) -> None:
+    """A tensor of the backbone has one value at a time: of two adapters that train it, only one can be switched on.
+
+    Raises:
+        ValueError: an adapter that is switched on trains one of these tensors.
+    """
+    for name, record in adapters_of(network).items():
+        shared = [n for n in tensors if record.enabled and n in record.originals]
         if shared:
             raise ValueError(
-                f"adapter {name!r} trains {shared[0]} of the backbone already (and {len(shared) - 1} tensors more); remove it "
-                f"first with remove_adapter(network, {name!r}), or train on a backbone that was saved with it"
+                f"adapter {name!r} trains {shared[0]} of the backbone already (and {len(shared) - 1} tensors more). Switch it "
+                f"off with activate(network), or remove it with remove_adapter(network, {name!r}), or train on a backbone "
+                "that was saved with it"
             )
 
 
@@ -304,10 +325,12 @@ def _prefixes(name: str) -> list[str]:
 
 
 @torch.no_grad()
-def _trained_names(network: nn.Module) -> list[str]:
-    """State-dict names of what trains now: parameters, and statistics of normalisation layers that train."""
+def _names_of_adapter(network: nn.Module, adapter: str) -> list[str]:
+    """State-dict names of what trains now (parameters, and statistics of normalisation layers that train) and of the deltas."""
     names = {n for n, p in network.named_parameters() if p.requires_grad}
     for prefix, module in network.named_modules():
+        if isinstance(module, Delta) and module.adapter == adapter:
+            names |= {f"{prefix}.{n}" for n in module.state_dict()}
         if isinstance(module, _PINNED) and "train" not in module.__dict__:
             names |= {f"{prefix}.{n}" for n, _ in module.named_buffers(recurse=False)}
     return [n for n, _ in named_tensors(network) if n in names]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,18 +28,23 @@ from monai_petl.adapt import (
     find_record,
     keep_frozen,
     named_tensors,
+    refuse_shared,
     restored_on_error,
     versions,
 )
+from monai_petl.deltas import install_replacements, merge_deltas, remove_deltas, set_deltas_enabled, unmerge_deltas
 from monai_petl.tensor_files import write_tensors
 
 __all__ = [
     "AdapterFileError",
+    "activate",
     "adapter_state_dict",
+    "backbone_state_dict",
     "disabled",
     "inspect_adapter",
     "load_adapter",
     "merge",
+    "merge_and_unload",
     "remove_adapter",
     "save_adapter",
     "unmerge",
@@ -56,6 +62,18 @@ def adapter_state_dict(network: nn.Module, name: str | None = None) -> dict[str,
     _, record = find_record(network, name)
     state = network.state_dict()
     return {n: state[n] for n in record.tensors}
+
+
+def backbone_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the network without its adapters: the plain network's names, and its values from before training.
+
+    Raises:
+        ValueError: an adapter is merged into it.
+    """
+    _refuse_merged(network)
+    own = {n for record in adapters_of(network).values() for n in record.tensors}
+    before = {n: t for record in adapters_of(network).values() for n, t in record.originals.items()}
+    return {n: before.get(n, t) for n, t in network.state_dict().items() if n in before or n not in own}
 
 
 def save_adapter(
@@ -80,7 +98,9 @@ def save_adapter(
     if record.merged:
         raise ValueError(f"adapter {name!r} is merged into the backbone; call unmerge(network) before saving it")
     if not record.enabled:
-        raise ValueError(f"adapter {name!r} is switched off by disabled(); save it outside that block")
+        raise ValueError(
+            f"adapter {name!r} is switched off; save it outside the block of disabled(), or after activate(network, {name!r})"
+        )
     header = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -94,7 +114,8 @@ def save_adapter(
         "fingerprint": json.dumps(_fingerprint(network, record), separators=(",", ":")),
     }
     _refuse_merged(network)
-    return write_tensors(path, adapter_state_dict(network, name), header, "the adapter")
+    tensors = {_file_name(n, name): t for n, t in adapter_state_dict(network, name).items()}
+    return write_tensors(path, tensors, header, "the adapter")
 
 
 def inspect_adapter(path: str | os.PathLike) -> dict[str, Any]:
@@ -183,7 +204,8 @@ def load_adapter(
         if not adapters_of(network):  # a network that is given an adapter is a backbone from now on
             network.requires_grad_(False)
         record = attach(network, methods, header["also_train"], name)
-        own = {n: t for n, t in named_tensors(network) if n in set(record.tensors)}
+        trained = set(record.tensors)
+        own = {_file_name(n, name): t for n, t in named_tensors(network) if n in trained}
         try:
             _check_shapes(path, {n: list(t.shape) for n, t in own.items()}, header["shapes"])
             with torch.no_grad(), safe_open(path, framework="pt") as file:
@@ -204,9 +226,11 @@ def remove_adapter(network: nn.Module, name: str | None = None) -> None:
     name, record = find_record(network, name)
     if record.merged:
         unmerge(network, name)
-    _exchange(network, record)
+    if record.enabled:
+        _exchange(network, record)
     for method in reversed(record.methods):
-        method.detach(network)
+        method.detach(network, name)
+    remove_deltas(network, name)
     for n, tensor in named_tensors(network):
         if n in record.originals:
             tensor.requires_grad_(False)
@@ -214,35 +238,98 @@ def remove_adapter(network: nn.Module, name: str | None = None) -> None:
     keep_frozen(network)
 
 
-def merge(network: nn.Module, name: str | None = None) -> nn.Module:
+def merge(network: nn.Module, name: str | None = None, keep_backup: bool = True) -> nn.Module:
     """Fold an adapter into the backbone's weights, so that inference costs what the backbone costs.
+
+    Args:
+        network: changed in place.
+        name: which adapter; default the one attached last.
+        keep_backup: keep the weights from before, so that :func:`unmerge` restores them bit for bit.
 
     Raises:
         TypeError: the method cannot be merged.
+        ValueError: it is merged already, is switched off, or another adapter comes before it at some layer.
     """
-    _, record = find_record(network, name)
+    name, record = find_record(network, name)
     if record.merged:
-        return network
+        raise ValueError(f"adapter {name!r} is merged already; call unmerge(network, {name!r}) to undo that")
+    if not record.enabled:
+        raise ValueError(f"adapter {name!r} is switched off; call activate(network, {name!r}) first")
     merged: list[Method] = []
     try:
         for method in record.methods:
-            method.merge(network)
+            method.merge(network, name)
             merged.append(method)
+        merge_deltas(network, name, keep_backup)
     except Exception:
         for method in reversed(merged):
-            method.unmerge(network)
+            method.unmerge(network, name)
         raise
     record.merged = True
     return network
 
 
 def unmerge(network: nn.Module, name: str | None = None) -> nn.Module:
-    """Undo :func:`merge`, bit for bit."""
-    _, record = find_record(network, name)
-    if record.merged:
-        for method in reversed(record.methods):
-            method.unmerge(network)
-        record.merged = False
+    """Undo :func:`merge`, bit for bit.
+
+    Raises:
+        ValueError: the adapter is not merged, was merged without a backup, or another one was merged on top.
+    """
+    name, record = find_record(network, name)
+    if not record.merged:
+        raise ValueError(f"adapter {name!r} is not merged")
+    unmerge_deltas(network, name)
+    for method in reversed(record.methods):
+        method.unmerge(network, name)
+    record.merged = False
+    return network
+
+
+def merge_and_unload(network: nn.Module, name: str | None = None) -> nn.Module:
+    """Fold an adapter into the backbone for good and forget it: layers, names and exports are those of a plain network.
+
+    Raises:
+        TypeError, ValueError: as :func:`merge`.
+    """
+    name, record = find_record(network, name)
+    if not record.merged:
+        merge(network, name, keep_backup=False)
+    for method in reversed(record.methods):
+        method.detach(network, name)
+    install_replacements(network, name)
+    remove_deltas(network, name)
+    del adapters_of(network)[name]
+    keep_frozen(network)
+    return network
+
+
+def activate(network: nn.Module, *names: str) -> nn.Module:
+    """Let the named adapters contribute and all others not, without rebuilding anything; without names, the plain backbone.
+
+    A merged adapter that is switched off is unmerged. Who trains stays as it is.
+
+    Raises:
+        ValueError: there is no such adapter, or two of them train the same tensor of the backbone.
+    """
+    records = adapters_of(network)
+    for name in names:
+        find_record(network, name)
+    trained: dict[str, str] = {}
+    for name in names:
+        for n in records[name].originals:
+            if n in trained:
+                raise ValueError(
+                    f"adapters {trained[n]!r} and {name!r} both train {n}; only one of them can be switched on"
+                )
+            trained[n] = name
+    for name in reversed(records):
+        if name not in names and records[name].enabled:
+            if records[name].merged:
+                unmerge(network, name)
+            _switch(network, name, False)
+    for name in names:
+        if not records[name].enabled:
+            _switch(network, name, True)
     return network
 
 
@@ -257,8 +344,7 @@ def disabled(network: nn.Module, name: str | None = None) -> Iterator[nn.Module]
     """
     records = dict([find_record(network, name)] if name else adapters_of(network).items())
     merged: list[str] = []
-    switched: list[Method] = []
-    exchanged: list[tuple[AdapterRecord, dict[str, Tensor]]] = []
+    switched: list[str] = []
     try:
         for other, record in reversed(records.items()):  # the last first: it was trained on top of the others
             if not record.enabled:
@@ -266,20 +352,36 @@ def disabled(network: nn.Module, name: str | None = None) -> Iterator[nn.Module]
             if record.merged:
                 unmerge(network, other)
                 merged.append(other)
-            for method in record.methods:
-                method.set_enabled(network, False)
-                switched.append(method)
-            exchanged.append((record, _exchange(network, record)))
-            record.enabled = False
+            _switch(network, other, False)
+            switched.append(other)
         yield network
     finally:
-        for record, values in reversed(exchanged):
-            _assign(network, values)
-            record.enabled = True
-        for method in reversed(switched):
-            method.set_enabled(network, True)
+        for other in reversed(switched):
+            _switch(network, other, True)
         for other in reversed(merged):
             merge(network, other)
+
+
+def _switch(network: nn.Module, name: str, enabled: bool) -> None:
+    """Let an adapter contribute or not; meanwhile it keeps its values of the backbone's tensors aside."""
+    record = adapters_of(network)[name]
+    if enabled:
+        refuse_shared(network, record.originals)
+        _assign(network, record.trained)
+        record.trained = {}
+    switched: list[Method] = []
+    try:
+        for method in record.methods if enabled else reversed(record.methods):
+            method.set_enabled(network, name, enabled)
+            switched.append(method)
+    except Exception:
+        for method in reversed(switched):
+            method.set_enabled(network, name, not enabled)
+        raise
+    set_deltas_enabled(network, name, enabled)
+    if not enabled:
+        record.trained = _exchange(network, record)
+    record.enabled = enabled
 
 
 def _exchange(network: nn.Module, record: AdapterRecord) -> dict[str, Tensor]:
@@ -308,18 +410,23 @@ def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, 
     """Name -> hash of every tensor that the adapter was trained against: all but its own and those of other tasks.
 
     What an earlier adapter changes in the backbone itself (and not for a task such as a class) counts: it was trained on
-    top of that. What later ones change does not.
+    top of that. What later ones change does not, nor those that are switched off.
     """
     foreign = adapter_module_names(network)
     own = set(record.tensors if record else ())
     before: dict[str, Tensor] = {}
     later = False
     for other in adapters_of(network).values():
-        if later:
+        if later or not other.enabled:
             own |= set(other.tensors) - set(other.originals)
             before |= other.originals
         later |= other is record
     return {n: _hash(before.get(n, t)) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
+
+
+def _file_name(tensor: str, adapter: str) -> str:
+    """A delta's tensor without the adapter's name: ``qkv.deltas.lora_kidney.A`` is ``qkv.lora_A`` in files."""
+    return re.sub(rf"\.deltas\.([a-z_]+)_{re.escape(adapter)}\.", r".\1_", tensor)
 
 
 def _hash(tensor: Tensor) -> str:

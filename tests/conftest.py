@@ -107,28 +107,28 @@ class RankOne(Method):
     target: str = "linear"
     rank: int = 1
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: nn.Module, name: str) -> None:
         for linear in self._linears(network):
             linear.delta = RankOneDelta(linear, self.rank)
             linear.delta_hook = linear.register_forward_hook(_add_delta)
 
-    def detach(self, network: nn.Module) -> None:
+    def detach(self, network: nn.Module, name: str) -> None:
         for linear in self._linears(network):
             linear.delta_hook.remove()
             del linear.delta, linear.delta_hook
 
-    def set_enabled(self, network: nn.Module, enabled: bool) -> None:
+    def set_enabled(self, network: nn.Module, name: str, enabled: bool) -> None:
         for linear in self._linears(network):
             linear.delta.live = enabled
 
     @torch.no_grad()
-    def merge(self, network: nn.Module) -> None:
+    def merge(self, network: nn.Module, name: str) -> None:
         for linear in self._linears(network):
             linear.delta.base = linear.weight.clone()
             linear.weight += linear.delta.weight()
 
     @torch.no_grad()
-    def unmerge(self, network: nn.Module) -> None:
+    def unmerge(self, network: nn.Module, name: str) -> None:
         for linear in self._linears(network):
             linear.weight.copy_(linear.delta.base)
             linear.delta.base = None

@@ -585,11 +585,13 @@ def test_merging_keeps_the_outputs_and_unmerging_restores_every_bit(backbone):
     assert merge(network) is network
     torch.testing.assert_close(output(network), expected, atol=1e-6, rtol=1e-5)
     assert differing(before, network.state_dict()) == {"linear.weight"}
-    merge(network)  # once is enough
+    with pytest.raises(ValueError, match=r"'default' is merged already; call unmerge\(network, 'default'\)"):
+        merge(network)
     assert unmerge(network) is network
     assert differing(before, network.state_dict()) == set()
     assert torch.equal(output(network), expected)
-    unmerge(network)
+    with pytest.raises(ValueError, match="'default' is not merged"):
+        unmerge(network)
     assert differing(before, network.state_dict()) == set()
 
 
@@ -616,10 +618,10 @@ def test_what_depends_on_the_input_cannot_be_merged_and_says_what_to_do(punet, m
 class Unmergeable(Method):
     """Adds nothing and cannot be merged."""
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: nn.Module, name: str) -> None:
         pass
 
-    def detach(self, network: nn.Module) -> None:
+    def detach(self, network: nn.Module, name: str) -> None:
         pass
 
 
@@ -684,7 +686,7 @@ def test_one_of_several_adapters_can_be_disabled(backbone):
 def test_two_adapters_cannot_train_the_same_tensor_of_the_backbone(backbone):
     network = trained(backbone, [], ["norm"], name="first")
     before, adapted = state_of(network), output(network)
-    with pytest.raises(ValueError, match=r"'first' trains norm\.weight .*remove_adapter\(network, 'first'\)"):
+    with pytest.raises(ValueError, match=r"'first' trains norm\.weight .*activate.*remove_adapter\(network, 'first'\)"):
         adapt(network, [RankOne()], ["norm", "out"], name="second")
     assert list(adapters_of(network)) == ["first"]
     assert state_of(network).keys() == before.keys()
@@ -694,7 +696,7 @@ def test_two_adapters_cannot_train_the_same_tensor_of_the_backbone(backbone):
 
 def test_a_disabled_adapter_is_not_saved(backbone, tmp_path):
     network = trained(backbone, also_train=["norm"])
-    with disabled(network), pytest.raises(ValueError, match="switched off by disabled"):
+    with disabled(network), pytest.raises(ValueError, match="switched off; save it outside"):
         save_adapter(network, tmp_path / "adapter.safetensors")
     assert not any(tmp_path.iterdir())
 

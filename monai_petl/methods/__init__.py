@@ -2,15 +2,34 @@
 
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.class_head import ClassHead
+from monai_petl.methods.ffn_adapter import FFNAdapter
+from monai_petl.methods.lora import LoRA
 from monai_petl.methods.prompt_tuning import PromptTuning, export_class
 from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, adapt_punet, punet_variant
 from monai_petl.methods.segmenter_variants import SEGMENTER_VARIANTS, adapt_segmenter
+from monai_petl.methods.ssf import SSF
+from monai_petl.methods.subsets import BiasOnly, FullFineTuning, HeadOnly, LastBlocks, NormOnly
+from monai_petl.methods.targets import PRESETS, ROLES
+from monai_petl.methods.vpetl import VPETL
+from monai_petl.methods.vpt import VPT
 
 __all__ = [
+    "PRESETS",
     "PUNET_VARIANTS",
+    "ROLES",
     "SEGMENTER_VARIANTS",
+    "SSF",
+    "VPETL",
+    "VPT",
+    "BiasOnly",
     "BottleneckAdapters",
     "ClassHead",
+    "FFNAdapter",
+    "FullFineTuning",
+    "HeadOnly",
+    "LastBlocks",
+    "LoRA",
+    "NormOnly",
     "PUNetVariant",
     "PromptTuning",
     "adapt_punet",

@@ -31,7 +31,7 @@ class BottleneckAdapters(Method):
     reduction: int = 4
     identity: bool = True
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: nn.Module, name: str) -> None:
         if self.reduction < 1:
             raise ValueError(f"reduction must be at least 1, got {self.reduction}")
         if any(attention.adapter is not None for attention in _attentions(network)):
@@ -43,11 +43,11 @@ class BottleneckAdapters(Method):
             weight = attention.qkv.weight
             attention.adapter = BottleneckAdapter(weight.shape[1], self.reduction, self.identity).to(weight)
 
-    def detach(self, network: nn.Module) -> None:
+    def detach(self, network: nn.Module, name: str) -> None:
         for attention in _attentions(network):
             attention.adapter = None
 
-    def set_enabled(self, network: nn.Module, enabled: bool) -> None:
+    def set_enabled(self, network: nn.Module, name: str, enabled: bool) -> None:
         for attention in _attentions(network):
             attention.adapter_enabled = enabled
 

@@ -24,7 +24,7 @@ class ClassHead(Method):
 
     class_name: str
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: nn.Module, name: str) -> None:
         punet = punet_of(network, "ClassHead")
         with class_replaced(punet, self.class_name) as before:
             punet.prompts.check_name(self.class_name)
@@ -33,11 +33,11 @@ class ClassHead(Method):
             head.replaced = before
             punet.heads[self.class_name] = head.train(punet.training)
 
-    def detach(self, network: nn.Module) -> None:
+    def detach(self, network: nn.Module, name: str) -> None:
         punet = punet_of(network, "ClassHead")
         before = cast(ConvHead, punet.heads[self.class_name]).replaced
         del punet.heads[self.class_name]
         put_back(punet, self.class_name, before)
 
-    def set_enabled(self, network: nn.Module, enabled: bool) -> None:
+    def set_enabled(self, network: nn.Module, name: str, enabled: bool) -> None:
         show_class(punet_of(network, "ClassHead"), self.class_name, enabled)

@@ -43,19 +43,19 @@ class PromptTuning(Method):
     init: str = "random"
     own_background: bool = False
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: nn.Module, name: str) -> None:
         punet = punet_of(network, "PromptTuning")
         with class_replaced(punet, self.class_name) as before:
             new = punet.prompts.add_class(self.class_name, self.init, self.depth, self.own_background)
             new.replaced = before
 
-    def detach(self, network: nn.Module) -> None:
+    def detach(self, network: nn.Module, name: str) -> None:
         punet = punet_of(network, "PromptTuning")
         before = punet.prompts[self.class_name].replaced
         punet.prompts.remove_class(self.class_name)
         put_back(punet, self.class_name, before)
 
-    def set_enabled(self, network: nn.Module, enabled: bool) -> None:
+    def set_enabled(self, network: nn.Module, name: str, enabled: bool) -> None:
         show_class(punet_of(network, "PromptTuning"), self.class_name, enabled)
 
 

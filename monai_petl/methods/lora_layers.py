@@ -1,0 +1,255 @@
+"""Low-rank deltas of single layers: linear layers, fused qkv projections, convolutions and transposed convolutions.
+
+E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685 (2021); S.-Y. Liu et al., "DoRA:
+Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353 (2024). The three-dimensional convolutions are ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_petl.deltas import Delta
+from monai_petl.methods.targets import CONVOLUTIONS, TRANSPOSED, Site
+
+__all__ = ["DoRADelta", "LoRADelta", "largest_rank", "lora_delta"]
+
+
+class LoRADelta(Delta):
+    """g B A x, beside W x. The factor A starts at random and B at zero, so that nothing changes at first.
+
+    Args:
+        rank: inner width r.
+        scale: g, that is alpha / r, or alpha / sqrt(r) for rsLoRA.
+        dropout: on the input of this path.
+    """
+
+    tag = "lora"
+
+    def __init__(self, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.rank, self.scale = rank, scale
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def initialise(self, factor_a: Tensor, factor_b: Tensor, gaussian: bool) -> None:
+        """Uniform within 1 / sqrt(inputs), as the authors' code does, or Gaussian of deviation 1 / r."""
+        nn.init.zeros_(factor_b)
+        if gaussian:
+            nn.init.normal_(factor_a, std=1 / self.rank)
+        else:
+            bound = 1 / math.sqrt(factor_a[0].numel())
+            nn.init.uniform_(factor_a, -bound, bound)
+
+    def weight(self) -> Tensor:
+        """What is added to the layer's weight, of the weight's shape."""
+        raise NotImplementedError
+
+    def rows(self, layer: nn.Module) -> Tensor:
+        """Which outputs of the layer this delta touches (outputs,)."""
+        return torch.ones(_by_rows(layer, cast(Tensor, layer.weight)).shape[0], dtype=torch.bool)
+
+    def merged_parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        weight = cast(Tensor, layer.weight)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        factors = self if weight.dtype == precise else copy.deepcopy(self).to(precise)
+        return {"weight": weight.to(precise) + factors.weight()}
+
+
+class LinearLoRA(LoRADelta):
+    """Of a linear layer: A (r, inputs), B (outputs, r)."""
+
+    def __init__(self, layer: nn.Linear, rank: int, scale: float, dropout: float, gaussian: bool) -> None:
+        super().__init__(rank, scale, dropout)
+        self.A = nn.Linear(layer.in_features, rank, bias=False)
+        self.B = nn.Linear(rank, layer.out_features, bias=False)
+        self.initialise(self.A.weight.data, self.B.weight.data, gaussian)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        inner = self.A(self.dropout(x))  # (..., r)
+        flat = torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), self.B.weight.mT, alpha=self.scale)
+        return flat.view_as(y)
+
+    def weight(self) -> Tensor:
+        return self.scale * (self.B.weight @ self.A.weight)
+
+
+class FusedLoRA(LoRADelta):
+    """Of some of q, k and v in one projection, each with factors of its own: A (n, r, inputs), B (n, outputs / 3, r).
+
+    The other thirds of the output stay as they are, bit for bit.
+    """
+
+    def __init__(
+        self, layer: nn.Linear, slots: Sequence[int], rank: int, scale: float, dropout: float, gaussian: bool
+    ) -> None:
+        super().__init__(rank, scale, dropout)
+        self.slots, n = tuple(slots), len(slots)
+        self.A = nn.Parameter(torch.empty(n, rank, layer.in_features))
+        self.B = nn.Parameter(torch.empty(n, layer.out_features // 3, rank))
+        for i in range(n):
+            self.initialise(self.A.data[i], self.B.data[i], gaussian)
+        places = torch.zeros(3, n)
+        places[self.slots, range(n)] = 1
+        self.places: Tensor
+        self.register_buffer("places", places, persistent=False)  # which third belongs to which factors
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        inner = F.linear(self.dropout(x), self.A.flatten(0, 1))  # (..., n r)
+        spread = self.places[:, None, :, None] * self.B.transpose(0, 1)  # (3, outputs / 3, n, r)
+        up = spread.flatten(2).flatten(0, 1)  # (outputs, n r)
+        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.mT, alpha=self.scale).view_as(y)
+
+    def weight(self) -> Tensor:
+        return self.scale * torch.einsum("sn,nor,nri->soi", self.places, self.B, self.A).flatten(0, 1)
+
+    def rows(self, layer: nn.Module) -> Tensor:
+        return self.places.sum(1).bool().cpu().repeat_interleave(self.B.shape[1])
+
+
+class ConvLoRA(LoRADelta):
+    """Of a convolution in G groups: A a convolution (G r, inputs / G, *kernel) placed as the layer, B (outputs, r) of 1x1x1."""
+
+    def __init__(self, layer: Any, rank: int, scale: float, dropout: float, gaussian: bool) -> None:
+        super().__init__(rank, scale, dropout)
+        kind, inner = CONVOLUTIONS[len(layer.kernel_size) - 1], layer.groups * rank
+        self.groups = layer.groups
+        self.A = kind(
+            layer.in_channels,
+            inner,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            bias=False,
+            padding_mode=layer.padding_mode,
+        )
+        self.B = kind(inner, layer.out_channels, 1, groups=layer.groups, bias=False)
+        self.initialise(self.A.weight.data, self.B.weight.data, gaussian)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.B(self.scale * self.A(self.dropout(x)))
+
+    def weight(self) -> Tensor:
+        down = rearrange(self.A.weight, "(g r) i ... -> g r i ...", g=self.groups)
+        up = rearrange(self.B.weight.flatten(1), "(g o) r -> g o r", g=self.groups)
+        return self.scale * einsum(up, down, "g o r, g r i ... -> g o i ...").flatten(0, 1)
+
+
+class TransposedLoRA(LoRADelta):
+    """Of a transposed convolution: A (G r, inputs / G) of 1x1x1, B transposed (G r, outputs / G, *kernel)."""
+
+    def __init__(self, layer: Any, rank: int, scale: float, dropout: float, gaussian: bool) -> None:
+        super().__init__(rank, scale, dropout)
+        dims, inner = len(layer.kernel_size), layer.groups * rank
+        self.groups = layer.groups
+        self.A = CONVOLUTIONS[dims - 1](layer.in_channels, inner, 1, groups=layer.groups, bias=False)
+        self.B = TRANSPOSED[dims - 1](
+            inner,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.output_padding,
+            layer.groups,
+            bias=False,
+            dilation=layer.dilation,
+        )
+        self.initialise(self.A.weight.data, self.B.weight.data, gaussian)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.B(self.scale * self.A(self.dropout(x)))
+
+    def weight(self) -> Tensor:
+        down = rearrange(self.A.weight.flatten(1), "(g r) i -> g r i", g=self.groups)
+        up = rearrange(self.B.weight, "(g r) o ... -> g r o ...", g=self.groups)
+        return self.scale * einsum(down, up, "g r i, g r o ... -> g i o ...").flatten(0, 1)
+
+
+class DoRADelta(Delta):
+    """Low-rank factors with a trained length for each output: W = m (W0 + g B A) / |W0 + g B A|, row by row.
+
+    m starts at the length of the rows of W0, so that nothing changes at first. The length in the denominator is not
+    differentiated, as in the paper (section 4.3).
+    """
+
+    tag = "dora"
+
+    def __init__(self, layer: nn.Module, factors: LoRADelta) -> None:
+        super().__init__()
+        self.factors = factors
+        self.touched = factors.rows(layer)  # on the CPU; no part of the state
+        self.layer = [layer]  # a list, so that it is no submodule
+        self.magnitude = nn.Parameter(_lengths(layer, cast(Tensor, layer.weight).detach())[self.touched].clone())
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z = self.factors(x, y)
+        layer = self.layer[0]
+        stretch = self._stretch(layer) - 1  # (outputs,), zero where nothing is trained
+        bias = cast(Tensor | None, layer.bias)
+        if not isinstance(layer, nn.Linear):
+            shape = (-1, *[1] * (z.ndim - 2))
+            return z + stretch.view(shape) * (z if bias is None else z - bias.view(shape))
+        return z + stretch * (z if bias is None else z - bias)
+
+    def _stretch(self, layer: nn.Module) -> Tensor:
+        weight = cast(Tensor, layer.weight)
+        lengths = _lengths(layer, (weight + self.factors.weight()).detach())
+        ratio = self.magnitude / lengths[self.touched.to(lengths.device)]
+        return torch.ones_like(lengths).masked_scatter(self.touched.to(lengths.device), ratio)
+
+    def merged_parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        rows = _by_rows(layer, cast(Tensor, layer.weight) + self.factors.weight())
+        rows = torch.einsum("o,o...->o...", self._stretch(layer), rows)
+        return {"weight": _from_rows(layer, rows)}
+
+
+def lora_delta(
+    site: Site, rank: int, scale: float, dropout: float, gaussian: bool, shared_a: bool, dora: bool
+) -> Delta:
+    """The delta for one layer."""
+    layer, delta = site.layer, cast(LoRADelta, None)
+    if isinstance(layer, nn.Linear) and site.slots and not shared_a:
+        delta = FusedLoRA(layer, site.slots, rank, scale, dropout, gaussian)
+    elif isinstance(layer, nn.Linear):
+        delta = LinearLoRA(layer, rank, scale, dropout, gaussian)
+    elif isinstance(layer, CONVOLUTIONS):
+        delta = ConvLoRA(layer, rank, scale, dropout, gaussian)
+    else:
+        delta = TransposedLoRA(layer, rank, scale, dropout, gaussian)
+    delta.to(next(layer.parameters()))
+    return DoRADelta(layer, delta) if dora else delta
+
+
+def largest_rank(site: Site) -> int:
+    """Rank of the layer's weight at most: the smaller of its inputs (times kernel) and its outputs, a group or slot."""
+    layer: Any = site.layer
+    if isinstance(layer, nn.Linear):
+        return min(layer.in_features, layer.out_features // (3 if site.slots else 1))
+    inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    kernel = math.prod(layer.kernel_size)
+    return min(inputs, outputs * kernel) if layer.transposed else min(inputs * kernel, outputs)
+
+
+def _by_rows(layer: Any, weight: Tensor) -> Tensor:
+    """The weight with outputs first (outputs, inputs, *kernel)."""
+    if isinstance(layer, TRANSPOSED):
+        return rearrange(weight, "(g i) o ... -> (g o) i ...", g=layer.groups)
+    return weight
+
+
+def _from_rows(layer: Any, rows: Tensor) -> Tensor:
+    if isinstance(layer, TRANSPOSED):
+        return rearrange(rows, "(g o) i ... -> (g i) o ...", g=layer.groups)
+    return rows
+
+
+def _lengths(layer: nn.Module, weight: Tensor) -> Tensor:
+    return _by_rows(layer, weight).flatten(1).norm(dim=1)

@@ -1,0 +1,87 @@
+"""A trained scale and shift behind the layers of a frozen network.
+
+D. Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", arXiv:2210.08823 (2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_petl.adapt import Method
+from monai_petl.deltas import Delta, add_delta
+from monai_petl.methods.targets import CONVOLUTIONS, NORMS, TRANSPOSED, find_sites, has_attention
+
+__all__ = ["SSF"]
+
+
+class SSFDelta(Delta):
+    """scale * y + shift, a value of each for every channel."""
+
+    tag = "ssf"
+
+    def __init__(self, channels: int, channel_dim: int, published: bool) -> None:
+        super().__init__()
+        self.last = channel_dim == -1
+        self.scale, self.shift = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        if published:
+            nn.init.normal_(self.scale, 1.0, 0.02)
+            nn.init.normal_(self.shift, 0.0, 0.02)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.last:
+            return torch.addcmul(self.shift, y, self.scale)
+        shape = [1, -1] + [1] * (y.ndim - 2)
+        return torch.addcmul(self.shift.view(shape), y, self.scale.view(shape))
+
+    def merged_parameters(self, layer: nn.Module) -> dict[str, Tensor]:
+        owner: Any = layer
+        if owner.bias is None:
+            raise ValueError("has no bias that could take the shift of SSF; keep the adapter attached")
+        scale, weight = self.scale, owner.weight
+        if isinstance(layer, TRANSPOSED):
+            by_group = weight.unflatten(0, (owner.groups, -1))  # (G, inputs / G, outputs / G, *kernel)
+            stretched = (by_group * scale.view(owner.groups, 1, -1, *[1] * (weight.ndim - 2))).flatten(0, 1)
+        else:
+            stretched = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+        return {"weight": stretched, "bias": owner.bias * scale + self.shift}
+
+
+@dataclass(frozen=True)
+class SSF(Method):
+    """y -> scale * y + shift, channel by channel. The identity at the start; merges where the layer has a bias.
+
+    Args:
+        targets: roles or patterns as in :class:`monai_petl.methods.LoRA`; default everything that the transformer of the
+            network consists of (projections, MLP, patch embedding, merging, norms), or else all convolutions and norms.
+        exclude: patterns of names to leave out.
+        init: ``"identity"``, or ``"published"`` (deviation 0.02 around it).
+
+    Raises:
+        ValueError: a target finds nothing.
+    """
+
+    targets: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    init: str = "identity"
+
+    def attach(self, network: nn.Module, name: str) -> None:
+        if self.init not in ("identity", "published"):
+            raise ValueError(f"init must be 'identity' or 'published', got {self.init!r}")
+        kinds = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *NORMS)
+        targets = (
+            self.targets if self.targets is not None else ["transformer" if has_attention(network) else "convolutional"]
+        )
+        for site in find_sites(network, targets, self.exclude, kinds):
+            layer: Any = site.layer
+            by_last = isinstance(layer, nn.Linear | nn.LayerNorm)
+            channels = len(layer.weight) if not isinstance(layer, TRANSPOSED) else layer.out_channels
+            if isinstance(layer, nn.LayerNorm) and layer.weight.ndim > 1:
+                raise TypeError(
+                    f"SSF scales channels; {site.name} normalises {tuple(layer.weight.shape)} values at once"
+                )
+            add_delta(layer, SSFDelta(channels, -1 if by_last else 1, self.init == "published"), name)

@@ -1,0 +1,148 @@
+"""Visual prompt tuning: trained tokens that the attention of a frozen transformer reads.
+
+M. Jia et al., "Visual Prompt Tuning", arXiv:2203.12119 (2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformerBlock, WindowAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_petl.adapt import Method
+from monai_petl.deltas import Delta, add_delta
+from monai_petl.methods.targets import transformer_blocks
+
+__all__ = ["VPT"]
+
+
+class PromptDelta(Delta):
+    """Prompt tokens (P, C) at one block. They start uniform within sqrt(3 / C), the paper's bound for a ViT-B/16."""
+
+    tag = "vpt"
+
+    def __init__(self, tokens: int, width: int, dropout: float) -> None:
+        super().__init__()
+        bound = math.sqrt(3 / width)
+        self.tokens = nn.Parameter(torch.empty(tokens, width).uniform_(-bound, bound))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+
+class BlockPrompts(PromptDelta):
+    """Of one block of a ViT: the tokens join those of the image, and what becomes of them is dropped behind the block."""
+
+    def around(self, block: nn.Module, run: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        prompts = self.dropout(self.tokens).expand(len(x), -1, -1)
+        return run(torch.cat((x, prompts.to(x)), 1), *args, **kwargs)[:, : x.shape[1]]
+
+
+class Carried(Delta):
+    """One block of a ViT through which the tokens of the first block pass on; they leave the blocks apart from the image's.
+
+    ``stream`` is a list that all blocks of a transformer share; it holds the tokens between two of them, else nothing.
+    """
+
+    tag = "vptpass"
+
+    def __init__(self, stream: list[Tensor], last: bool, first: PromptDelta | None = None) -> None:
+        super().__init__()
+        self.stream, self.last, self.prompts = stream, last, first
+
+    def around(self, block: nn.Module, run: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.prompts is not None:
+            self.stream.clear()
+            tokens = self.prompts.dropout(self.prompts.tokens).expand(len(x), -1, -1).to(x)
+        else:
+            tokens = self.stream.pop()
+        y = run(torch.cat((x, tokens), 1), *args, **kwargs)
+        if not self.last:
+            self.stream.append(y[:, x.shape[1] :])
+        return y[:, : x.shape[1]]
+
+
+class WindowPrompts(PromptDelta):
+    """Of one block of a Swin transformer: keys and values that every window reads besides its own.
+
+    They pass the block's norm and projection as the image's tokens do. What becomes of them is not computed: it is
+    dropped behind the block, and no token of the image depends on it.
+    """
+
+    def __init__(self, tokens: int, width: int, dropout: float, norm: nn.Module) -> None:
+        super().__init__(tokens, width, dropout)
+        self.norm = [norm]  # the block's, a list so that it is no submodule here
+
+    def around(self, block: nn.Module, run: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        attention, mask = cast(WindowAttention, block), (args[0] if args else kwargs.get("mask"))
+        b, n, c = x.shape
+        heads = attention.num_heads
+        q, k, v = attention.qkv(x).view(b, n, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (B', heads, N, C / heads) each
+        prompts = attention.qkv(self.norm[0](self.dropout(self.tokens))).view(-1, 3, heads, c // heads)
+        _, key, value = prompts.permute(1, 2, 0, 3).to(q)  # (heads, P, C / heads) each
+        index = cast(Tensor, attention.relative_position_index)[:n, :n]
+        bias = attention.relative_position_bias_table[index.reshape(-1)].view(1, n, n, heads).permute(0, 3, 1, 2)
+        if mask is not None:
+            bias = bias + mask[:, None]  # (windows, heads, N, N)
+        bias = F.pad(bias, (0, len(self.tokens))).to(q)  # prompts have no position
+
+        def by_window(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(0, (-1, len(bias)))
+
+        out = F.scaled_dot_product_attention(
+            by_window(q),
+            by_window(torch.cat((k, key.expand(b, -1, -1, -1)), 2)),
+            by_window(torch.cat((v, value.expand(b, -1, -1, -1)), 2)),
+            attn_mask=bias,
+            scale=attention.scale,
+        )
+        return attention.proj_drop(attention.proj(out.flatten(0, 1).transpose(1, 2).reshape(b, n, c)))
+
+
+@dataclass(frozen=True)
+class VPT(Method):
+    """Trained tokens beside those of the image, in a ViT, UNETR or SwinUNETR. Cannot be merged.
+
+    The start is not the identity: attention sees the tokens from the first step on.
+
+    Args:
+        num_tokens: P.
+        deep: fresh tokens at every block (P C values each); else at the first block only, from where they pass on through
+            the blocks of a ViT. In windows they end with the first block: windows would have to agree on one value.
+        dropout: on the tokens, in training.
+
+    Raises:
+        TypeError: no transformer blocks, or attention with relative positions between all tokens (BEiT).
+        ValueError: an argument is out of range.
+    """
+
+    num_tokens: int = 10
+    deep: bool = True
+    dropout: float = 0.0
+
+    def attach(self, network: nn.Module, name: str) -> None:
+        if not isinstance(self.num_tokens, int) or self.num_tokens < 1:
+            raise ValueError(f"num_tokens must be a whole number of at least 1, got {self.num_tokens!r}")
+        blocks = transformer_blocks(network)
+        stream: list[Tensor] = []
+        for place, (block_name, block) in enumerate(blocks):
+            width = block.norm1.normalized_shape[0]
+            if isinstance(block, SwinTransformerBlock):
+                if self.deep or place == 0:
+                    prompts = WindowPrompts(self.num_tokens, width, self.dropout, block.norm1)
+                    add_delta(block.attn, prompts, name)
+                continue
+            if getattr(block.attn, "rel_positional_embedding", None) is not None or block.attn.causal:
+                raise TypeError(
+                    f"VPT cannot add tokens at {block_name}: its attention has relative positions or a causal order, in which "
+                    "they have no place. Use LoRA(), VPETL() or FFNAdapter()"
+                )
+            if self.deep:
+                add_delta(block, BlockPrompts(self.num_tokens, width, self.dropout), name)
+            else:
+                first = PromptDelta(self.num_tokens, width, self.dropout) if place == 0 else None
+                add_delta(block, Carried(stream, place == len(blocks) - 1, first), name)
