@@ -55,12 +55,12 @@ TRAINING = {
     "backbone_lr": 1e-5,  # layer scale is folded into the weights, and Adam's steps are as long for small weights
 }
 ARMS: dict[str, dict[str, Any]] = {
-    "frozen, center": {"variant": "frozen"},
-    "frozen, average": {"variant": "frozen", "inflation": "average"},
-    "frozen, random": {"variant": "frozen", "pretrained_path": None},
-    "full, center": {"variant": "full"},
-    "full, average": {"variant": "full", "inflation": "average"},
-    "scratch": {"variant": "scratch", "backbone_lr": 5e-4},
+    "frozen, center": {"method": "head"},
+    "frozen, average": {"method": "head", "inflation": "average"},
+    "frozen, random": {"method": "head", "pretrained_path": None},
+    "full, center": {"method": "full"},
+    "full, average": {"method": "full", "inflation": "average"},
+    "scratch": {"method": "scratch", "backbone_lr": 5e-4},
 }
 
 
@@ -77,7 +77,7 @@ def train(
 ) -> None:
     """Train and score every arm with every number of labelled volumes and seed; appends to OUT/runs.jsonl."""
     chosen = {name: {**options, **overrides} for name, options in ARMS.items()}
-    settings = _settings(setting, weights)
+    settings = settings_of(setting, weights)
     Comparison(bundle_copy(BUNDLE, out), data, settings, chosen, {}).fill(arms, counts, seeds, section)
 
 
@@ -98,7 +98,7 @@ def picture(
     """Draw OUT/picture.png: the slice with the most foreground of some test volumes, reference and prediction of each arm."""
     root, columns = bundle_copy(BUNDLE, out), {}
     for arm in arms:
-        options = {**_settings(setting, weights), **ARMS[arm], "num_labelled": num_labelled, "seed": 0}
+        options = {**settings_of(setting, weights), **ARMS[arm], "num_labelled": num_labelled, "seed": 0}
         options |= {"ckpt_dir": str(root.parent / "pictured"), "val_interval": TRAINING["epochs"] + 1}
         run(["train.json"], root, data, options)
         scored = prepare(["train.json", "evaluate.json"], root, data, {**options, "eval_section": "test"}).parser
@@ -123,7 +123,7 @@ def picture(
     figure.savefig(Path(out) / "picture.png", dpi=80)
 
 
-def _settings(setting: str, weights: str) -> dict[str, Any]:
+def settings_of(setting: str, weights: str) -> dict[str, Any]:
     return {**SETTINGS[setting], **VIT_S_14, **TRAINING, "pretrained_path": str(Path(weights).resolve())}
 
 

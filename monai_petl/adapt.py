@@ -163,7 +163,7 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
         owned = adapter_module_names(network)
         originals = [n for n in record.tensors if n in before and not n.startswith(owned)]
         refuse_shared(network, originals)
-        record.originals = {n: before[n].cpu().clone() for n in originals}
+        record.originals = {n: (before[n] if before[n].is_meta else before[n].cpu()).clone() for n in originals}
         records[name] = record
     except Exception:
         for method in reversed(attached):

@@ -32,13 +32,21 @@ from monai_petl.adapt import (
     restored_on_error,
     versions,
 )
-from monai_petl.deltas import install_replacements, merge_deltas, remove_deltas, set_deltas_enabled, unmerge_deltas
+from monai_petl.deltas import (
+    deltas_of,
+    install_replacements,
+    merge_deltas,
+    remove_deltas,
+    set_deltas_enabled,
+    unmerge_deltas,
+)
 from monai_petl.tensor_files import write_tensors
 
 __all__ = [
     "AdapterFileError",
     "activate",
     "adapter_state_dict",
+    "backbone_loaded",
     "backbone_state_dict",
     "disabled",
     "inspect_adapter",
@@ -301,6 +309,15 @@ def merge_and_unload(network: nn.Module, name: str | None = None) -> nn.Module:
     del adapters_of(network)[name]
     keep_frozen(network)
     return network
+
+
+def backbone_loaded(network: nn.Module) -> None:
+    """Take the backbone's weights of now as those from before training: call it when they were loaded after :func:`adapt`."""
+    own = dict(named_tensors(network))
+    for record in adapters_of(network).values():
+        record.originals = {n: own[n].detach().cpu().clone() for n in record.originals}
+    for layer, delta in deltas_of(network):
+        delta.reset(layer)
 
 
 def activate(network: nn.Module, *names: str) -> nn.Module:

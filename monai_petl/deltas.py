@@ -35,6 +35,7 @@ class Delta(nn.Module):
     """
 
     tag = "delta"
+    __jit_unused_properties__ = ("replacement",)  # TorchScript need not understand it
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +49,9 @@ class Delta(nn.Module):
     def replacement(self) -> nn.Module | None:
         """The module that this delta stands for, when it takes the layer's place altogether; it is never merged."""
         return None
+
+    def reset(self, layer: nn.Module) -> None:
+        """Begin anew from the layer's weights, which were loaded after the delta was added."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The new output, from the layer's input and output (not changed in place)."""

@@ -65,7 +65,7 @@ def saved_activation_bytes(network: nn.Module, forward: Callable[[], Tensor]) ->
         if storage.data_ptr() not in there:
             kept[storage.data_ptr()] = storage.nbytes()
             holders.append(storage)
-        return tensor
+        return tensor.detach()  # an output that kept its own graph would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()

@@ -56,7 +56,8 @@ def inflate_state_dict(
         ValueError: tensors are missing, left over, or do not fit; names them.
     """
     chosen = Options.of(mode, options)
-    fresh = {"*relative_position_index": "belongs to the windows of the target", **(fresh or {})}
+    always = {"*relative_position_index": "belongs to the windows of the target", "*.deltas.*": "of an adapter"}
+    fresh = {**always, **(fresh or {})}
     unused = {"*relative_position_index": "belongs to the windows of the source", **(unused or {})}
     plan, own = _plan(network, state), network.state_dict()
     result, used, missing = Inflated({}), set(), []

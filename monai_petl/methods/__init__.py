@@ -1,12 +1,14 @@
 """Methods that change a network from within."""
 
+from monai_petl.methods.aim import AIM
 from monai_petl.methods.bottleneck import BottleneckAdapters
+from monai_petl.methods.by_name import METHODS, adapt_by_name, method_by_name, parameter_groups
 from monai_petl.methods.class_head import ClassHead
 from monai_petl.methods.ffn_adapter import FFNAdapter
 from monai_petl.methods.lora import LoRA
+from monai_petl.methods.peft_files import export_peft, import_peft
 from monai_petl.methods.prompt_tuning import PromptTuning, export_class
 from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, adapt_punet, punet_variant
-from monai_petl.methods.segmenter_variants import SEGMENTER_VARIANTS, adapt_segmenter
 from monai_petl.methods.ssf import SSF
 from monai_petl.methods.subsets import BiasOnly, FullFineTuning, HeadOnly, LastBlocks, NormOnly
 from monai_petl.methods.targets import PRESETS, ROLES
@@ -14,10 +16,11 @@ from monai_petl.methods.vpetl import VPETL
 from monai_petl.methods.vpt import VPT
 
 __all__ = [
+    "AIM",
+    "METHODS",
     "PRESETS",
     "PUNET_VARIANTS",
     "ROLES",
-    "SEGMENTER_VARIANTS",
     "SSF",
     "VPETL",
     "VPT",
@@ -32,8 +35,12 @@ __all__ = [
     "NormOnly",
     "PUNetVariant",
     "PromptTuning",
+    "adapt_by_name",
     "adapt_punet",
-    "adapt_segmenter",
     "export_class",
+    "export_peft",
+    "import_peft",
+    "method_by_name",
+    "parameter_groups",
     "punet_variant",
 ]

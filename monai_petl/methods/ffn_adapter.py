@@ -89,6 +89,8 @@ class FFNAdapter(Method):
             raise ValueError(f"mode must be 'parallel' or 'sequential', got {self.mode!r}")
         if self.norm not in ("none", "in", "out"):
             raise ValueError(f"norm must be 'none', 'in' or 'out', got {self.norm!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         for _, block in transformer_blocks(network):
             mlp = cast(MLPBlock, block.mlp)
             width = mlp.linear2.out_features

@@ -18,7 +18,7 @@ from torch import nn
 from monai_petl.adapt import Method
 from monai_petl.deltas import add_delta
 from monai_petl.methods.lora_layers import largest_rank, lora_delta
-from monai_petl.methods.targets import Site, backbone_modules, find_sites, has_attention
+from monai_petl.methods.targets import CONVOLUTIONS, TRANSPOSED, Site, backbone_modules, find_sites, has_attention
 
 __all__ = ["LoRA"]
 
@@ -41,12 +41,15 @@ class LoRA(Method):
         rslora: scale by alpha / sqrt(r).
         dora: train the length of each row of the weight besides (DoRA).
         shared_a: one A for all of q, k and v of a fused projection, all three adapted, as the peft library does.
-        rank_pattern: other ranks for some layers, by glob pattern of their names; the first that matches counts.
+        rank_pattern: other ranks for some layers, by glob pattern of their names; the first that matches counts. A rank that
+            saves nothing leaves a layer out when it is the common one, and holds when it is given here.
+        alpha_pattern: other numerators for some layers, in the same way.
         bias: ``"none"``, ``"lora_only"`` (biases of the adapted layers train) or ``"all"`` (all of the network's).
 
     Raises:
-        ValueError: rank below 1 or larger than every layer's own, a pattern that finds nothing (the nearest names are given).
-        TypeError: a pattern finds layers that cannot be adapted.
+        ValueError: a rank below 1 or larger than every layer's own, an alpha of 0 or below, a pattern that finds nothing (the
+            nearest names are given).
+        TypeError: a target finds layers that cannot be adapted.
 
     Example::
 
@@ -63,36 +66,32 @@ class LoRA(Method):
     dora: bool = False
     shared_a: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     bias: str = "none"
 
     def attach(self, network: nn.Module, name: str) -> None:
         self._check()
         sites = find_sites(network, self._targets(network), self.exclude)
-        for pattern in self.rank_pattern:
-            if not any(fnmatchcase(site.name, pattern) for site in sites):
-                raise ValueError(
-                    f"rank_pattern: none of the {len(sites)} adapted layers is called {pattern!r}; they are: {_some(sites)}"
-                )
-        small = [site for site in sites if largest_rank(site) <= self.rank_of(site.name)]
-        if len(small) == len(sites):
-            largest = max(largest_rank(site) for site in sites)
-            raise ValueError(
-                f"rank {self.rank} is not below that of any of the {len(sites)} layers found ({_some(sites)}), so that nothing "
-                f"would be saved; give a rank below {largest}"
+        unfit = [site for site in sites if not isinstance(site.layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED))]
+        if unfit:
+            raise TypeError(
+                f"LoRA adapts linear layers and convolutions, and {unfit[0].name} is a {type(unfit[0].layer).__name__}; leave "
+                "the role 'norm' out of targets, or exclude=['*norm*']"
             )
-        if small:
-            warnings.warn(
-                f"rank {self.rank} saves nothing in {len(small)} of {len(sites)} layers, which are left out: {_some(small)}",
-                stacklevel=4,
-            )
+        for option in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self, option):
+                if not any(fnmatchcase(site.name, pattern) for site in sites):
+                    raise ValueError(
+                        f"{option}: none of the {len(sites)} adapted layers is called {pattern!r}; they are: {_some(sites)}"
+                    )
+        sites = self._worthwhile(sites)
         for site in sites:
-            if site not in small:
-                rank = self.rank_of(site.name)
-                scale = self.alpha / (math.sqrt(rank) if self.rslora else rank)
-                gaussian = self.init == "gaussian"
-                delta = lora_delta(site, rank, scale, self.dropout, gaussian, self.shared_a, self.dora)
-                add_delta(site.layer, delta, name)
-        layers = [site.layer for site in sites if site not in small]
+            rank, alpha = self.rank_of(site.name), self.alpha_of(site.name)
+            scale = alpha / (math.sqrt(rank) if self.rslora else rank)
+            gaussian = self.init == "gaussian"
+            delta = lora_delta(site, rank, scale, self.dropout, gaussian, self.shared_a, self.dora)
+            add_delta(site.layer, delta, name)
+        layers = [site.layer for site in sites]
         for layer in {"none": [], "lora_only": layers, "all": [m for _, m in backbone_modules(network)]}[self.bias]:
             bias = getattr(layer, "bias", None)
             if isinstance(bias, nn.Parameter):
@@ -103,6 +102,28 @@ class LoRA(Method):
         """The rank for the layer of this name."""
         return next((r for pattern, r in self.rank_pattern.items() if fnmatchcase(layer, pattern)), self.rank)
 
+    def alpha_of(self, layer: str) -> float:
+        """The numerator of the scale for the layer of this name."""
+        return next((a for pattern, a in self.alpha_pattern.items() if fnmatchcase(layer, pattern)), self.alpha)
+
+    def _worthwhile(self, sites: Sequence[Site]) -> list[Site]:
+        """Without the layers in which the common rank saves nothing."""
+        small = [site for site in sites if largest_rank(site, self.shared_a) <= self.rank_of(site.name)]
+        left_out = [s for s in small if not any(fnmatchcase(s.name, pattern) for pattern in self.rank_pattern)]
+        if len(left_out) == len(sites):
+            largest = max(largest_rank(site, self.shared_a) for site in sites)
+            raise ValueError(
+                f"rank {self.rank} is not below that of any of the {len(sites)} layers found ({_some(sites)}), so that nothing "
+                f"would be saved; give a rank below {largest}"
+            )
+        for layers, what in ((left_out, ", which are left out"), ([s for s in small if s not in left_out], "")):
+            if layers:
+                warnings.warn(
+                    f"the rank saves nothing in {len(layers)} of {len(sites)} layers{what}: {_some(layers)}",
+                    stacklevel=5,
+                )
+        return [site for site in sites if site not in left_out]
+
     def _targets(self, network: nn.Module) -> Sequence[str]:
         if self.targets is not None:
             return self.targets
@@ -112,6 +133,9 @@ class LoRA(Method):
         for rank in (self.rank, *self.rank_pattern.values()):
             if not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if not alpha > 0:
+                raise ValueError(f"alpha must be above 0, got {alpha!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.init not in ("kaiming", "gaussian"):

@@ -52,8 +52,8 @@ class LoRADelta(Delta):
         raise NotImplementedError
 
     def rows(self, layer: nn.Module) -> Tensor:
-        """Which outputs of the layer this delta touches (outputs,)."""
-        return torch.ones(_by_rows(layer, cast(Tensor, layer.weight)).shape[0], dtype=torch.bool)
+        """Numbers of the layer's outputs that this delta touches."""
+        return torch.arange(_by_rows(layer, cast(Tensor, layer.weight)).shape[0])
 
     def merged_parameters(self, layer: nn.Module) -> dict[str, Tensor]:
         weight = cast(Tensor, layer.weight)
@@ -73,8 +73,7 @@ class LinearLoRA(LoRADelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         inner = self.A(self.dropout(x))  # (..., r)
-        flat = torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), self.B.weight.mT, alpha=self.scale)
-        return flat.view_as(y)
+        return _add_product(y, inner, self.B.weight, self.scale)
 
     def weight(self) -> Tensor:
         return self.scale * (self.B.weight @ self.A.weight)
@@ -102,15 +101,19 @@ class FusedLoRA(LoRADelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         inner = F.linear(self.dropout(x), self.A.flatten(0, 1))  # (..., n r)
+        return _add_product(y, inner, self.up(), self.scale)
+
+    def up(self) -> Tensor:
+        """B as that of one factorisation of the whole layer (outputs, n r), with blocks of zeros."""
         spread = self.places[:, None, :, None] * self.B.transpose(0, 1)  # (3, outputs / 3, n, r)
-        up = spread.flatten(2).flatten(0, 1)  # (outputs, n r)
-        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.mT, alpha=self.scale).view_as(y)
+        return spread.flatten(2).flatten(0, 1)
 
     def weight(self) -> Tensor:
         return self.scale * torch.einsum("sn,nor,nri->soi", self.places, self.B, self.A).flatten(0, 1)
 
     def rows(self, layer: nn.Module) -> Tensor:
-        return self.places.sum(1).bool().cpu().repeat_interleave(self.B.shape[1])
+        width = self.B.shape[1]
+        return torch.cat([torch.arange(slot * width, (slot + 1) * width) for slot in self.slots])
 
 
 class ConvLoRA(LoRADelta):
@@ -185,30 +188,42 @@ class DoRADelta(Delta):
     def __init__(self, layer: nn.Module, factors: LoRADelta) -> None:
         super().__init__()
         self.factors = factors
-        self.touched = factors.rows(layer)  # on the CPU; no part of the state
         self.layer = [layer]  # a list, so that it is no submodule
-        self.magnitude = nn.Parameter(_lengths(layer, cast(Tensor, layer.weight).detach())[self.touched].clone())
+        self.touched: Tensor
+        self.register_buffer("touched", factors.rows(layer).to(self._weight().device), persistent=False)
+        self.magnitude = nn.Parameter(_lengths(layer, self._weight().detach())[self.touched])
+
+    @torch.no_grad()
+    def reset(self, layer: nn.Module) -> None:
+        self.magnitude.copy_(_lengths(layer, self._weight())[self.touched])
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         z = self.factors(x, y)
         layer = self.layer[0]
-        stretch = self._stretch(layer) - 1  # (outputs,), zero where nothing is trained
-        bias = cast(Tensor | None, layer.bias)
-        if not isinstance(layer, nn.Linear):
-            shape = (-1, *[1] * (z.ndim - 2))
-            return z + stretch.view(shape) * (z if bias is None else z - bias.view(shape))
-        return z + stretch * (z if bias is None else z - bias)
+        with torch.no_grad():
+            lengths = _lengths(layer, self._weight().to(self.magnitude.device) + self.factors.weight())
+        shape = (-1, *[1] * (self._weight().ndim - 2))  # channels come before the voxels
+        stretch = (self._stretch(lengths) - 1).view(shape)  # zero where nothing is trained
+        bias = 0 if layer.bias is None else cast(Tensor, layer.bias).to(z.device).view(shape)
+        return (z + stretch * (z - bias)).to(z.dtype)  # under autocast the sum is in float32
 
-    def _stretch(self, layer: nn.Module) -> Tensor:
-        weight = cast(Tensor, layer.weight)
-        lengths = _lengths(layer, (weight + self.factors.weight()).detach())
-        ratio = self.magnitude / lengths[self.touched.to(lengths.device)]
-        return torch.ones_like(lengths).masked_scatter(self.touched.to(lengths.device), ratio)
+    @torch.no_grad()
+    def lengths(self) -> Tensor:
+        """Trained lengths of all rows (outputs,); those that are not touched keep theirs."""
+        return _lengths(self.layer[0], self._weight()).index_copy(0, self.touched, self.magnitude)
+
+    def _weight(self) -> Tensor:
+        return cast(Tensor, self.layer[0].weight)
+
+    def _stretch(self, lengths: Tensor) -> Tensor:
+        tiny = torch.finfo(lengths.dtype).tiny  # rows of zeros stay zero
+        ratio = self.magnitude.to(lengths.dtype) / lengths[self.touched].clamp_min(tiny)
+        return torch.ones_like(lengths).index_copy(0, self.touched, ratio)
 
     def merged_parameters(self, layer: nn.Module) -> dict[str, Tensor]:
-        rows = _by_rows(layer, cast(Tensor, layer.weight) + self.factors.weight())
-        rows = torch.einsum("o,o...->o...", self._stretch(layer), rows)
-        return {"weight": _from_rows(layer, rows)}
+        weight = self.factors.merged_parameters(layer)["weight"]
+        stretch = self._stretch(_lengths(layer, weight))
+        return {"weight": _from_rows(layer, torch.einsum("o,o...->o...", stretch, _by_rows(layer, weight)))}
 
 
 def lora_delta(
@@ -228,14 +243,20 @@ def lora_delta(
     return DoRADelta(layer, delta) if dora else delta
 
 
-def largest_rank(site: Site) -> int:
+def largest_rank(site: Site, shared_a: bool = False) -> int:
     """Rank of the layer's weight at most: the smaller of its inputs (times kernel) and its outputs, a group or slot."""
     layer: Any = site.layer
     if isinstance(layer, nn.Linear):
-        return min(layer.in_features, layer.out_features // (3 if site.slots else 1))
+        return min(layer.in_features, layer.out_features // (3 if site.slots and not shared_a else 1))
     inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
     kernel = math.prod(layer.kernel_size)
     return min(inputs, outputs * kernel) if layer.transposed else min(inputs * kernel, outputs)
+
+
+def _add_product(y: Tensor, inner: Tensor, up: Tensor, scale: float) -> Tensor:
+    """y + scale * inner up^T, in one pass over y."""
+    flat = y.reshape(-1, y.shape[-1])
+    return torch.addmm(flat, inner.reshape(-1, inner.shape[-1]), up.mT, alpha=scale).view_as(y)
 
 
 def _by_rows(layer: Any, weight: Tensor) -> Tensor:

@@ -78,10 +78,14 @@ class SSF(Method):
         )
         for site in find_sites(network, targets, self.exclude, kinds):
             layer: Any = site.layer
-            by_last = isinstance(layer, nn.Linear | nn.LayerNorm)
-            channels = len(layer.weight) if not isinstance(layer, TRANSPOSED) else layer.out_channels
-            if isinstance(layer, nn.LayerNorm) and layer.weight.ndim > 1:
-                raise TypeError(
-                    f"SSF scales channels; {site.name} normalises {tuple(layer.weight.shape)} values at once"
-                )
-            add_delta(layer, SSFDelta(channels, -1 if by_last else 1, self.init == "published"), name)
+            if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
+                raise TypeError(f"SSF scales channels; {site.name} normalises {layer.normalized_shape} values at once")
+            dim = -1 if isinstance(layer, nn.Linear | nn.LayerNorm) else 1
+            add_delta(layer, SSFDelta(_channels(layer), dim, self.init == "published"), name)
+
+
+def _channels(layer: Any) -> int:
+    if isinstance(layer, nn.LayerNorm):
+        return layer.normalized_shape[0]
+    names = ("out_features", "out_channels", "num_features", "num_channels")
+    return next(getattr(layer, name) for name in names if hasattr(layer, name))

@@ -108,6 +108,11 @@ class HeadOnly(Method):
             return
         if not isinstance(self.num_classes, int) or self.num_classes < 1:
             raise ValueError(f"num_classes must be a whole number of at least 1, got {self.num_classes!r}")
+        if getattr(network, "deep_supervision", False):
+            raise ValueError(
+                f"this {type(network).__name__} has further heads for deep supervision, which would keep their number of "
+                "classes; build it with deep_supervision=False"
+            )
         if isinstance(network, UNet) and head == "model.2":
             last: nn.Module = network.model[2]
             first, second = network.channels[:2]

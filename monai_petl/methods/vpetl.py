@@ -110,6 +110,8 @@ class VPETL(Method):
             raise ValueError(f"init must be 'zero' or 'published', got {self.init!r}")
         if self.bottleneck is not None and (not isinstance(self.bottleneck, int) or self.bottleneck < 1):
             raise ValueError(f"bottleneck must be a whole number of at least 1, got {self.bottleneck!r}")
+        if self.ratio <= 0:
+            raise ValueError(f"ratio must be above 0, got {self.ratio}")
         for _, attention in attention_of(network):
             if isinstance(attention.qkv, nn.Linear):
                 outputs = attention.qkv.out_features // 3

@@ -82,13 +82,18 @@ class WindowPrompts(PromptDelta):
         b, n, c = x.shape
         heads = attention.num_heads
         q, k, v = attention.qkv(x).view(b, n, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (B', heads, N, C / heads) each
-        prompts = attention.qkv(self.norm[0](self.dropout(self.tokens))).view(-1, 3, heads, c // heads)
+        deltas = cast(nn.ModuleDict, attention.deltas).values()
+        prompted = [
+            d for d in deltas if isinstance(d, WindowPrompts) and d.active
+        ]  # of all adapters; only the last runs
+        tokens = torch.cat([d.dropout(d.tokens) for d in prompted])
+        prompts = attention.qkv(self.norm[0](tokens)).view(-1, 3, heads, c // heads)
         _, key, value = prompts.permute(1, 2, 0, 3).to(q)  # (heads, P, C / heads) each
         index = cast(Tensor, attention.relative_position_index)[:n, :n]
         bias = attention.relative_position_bias_table[index.reshape(-1)].view(1, n, n, heads).permute(0, 3, 1, 2)
         if mask is not None:
             bias = bias + mask[:, None]  # (windows, heads, N, N)
-        bias = F.pad(bias, (0, len(self.tokens))).to(q)  # prompts have no position
+        bias = F.pad(bias, (0, len(tokens))).to(q)  # prompts have no position
 
         def by_window(tensor: Tensor) -> Tensor:
             return tensor.unflatten(0, (-1, len(bias)))
@@ -98,6 +103,7 @@ class WindowPrompts(PromptDelta):
             by_window(torch.cat((k, key.expand(b, -1, -1, -1)), 2)),
             by_window(torch.cat((v, value.expand(b, -1, -1, -1)), 2)),
             attn_mask=bias,
+            dropout_p=attention.attn_drop.p if attention.attn_drop.training else 0.0,
             scale=attention.scale,
         )
         return attention.proj_drop(attention.proj(out.flatten(0, 1).transpose(1, 2).reshape(b, n, c)))
@@ -127,6 +133,8 @@ class VPT(Method):
     def attach(self, network: nn.Module, name: str) -> None:
         if not isinstance(self.num_tokens, int) or self.num_tokens < 1:
             raise ValueError(f"num_tokens must be a whole number of at least 1, got {self.num_tokens!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         blocks = transformer_blocks(network)
         stream: list[Tensor] = []
         for place, (block_name, block) in enumerate(blocks):

@@ -1,19 +1,29 @@
 """Networks with a shape of their own."""
 
+from monai_petl.networks.aim import AIMSwin, AIMViT
 from monai_petl.networks.punet import PUNET_CONFIGURATIONS, PUNet, PUNetOutput
 from monai_petl.networks.punet_weights import load_punet, load_punet_backbone
-from monai_petl.networks.segmenter_weights import load_backbone, load_segmenter, vit_backbone
-from monai_petl.networks.vit_segmenter import TapDecoder, ViTSegmenter
+from monai_petl.networks.segmenter_weights import load_backbone, vit_backbone
+from monai_petl.networks.slices import Slices, slices_of
+from monai_petl.networks.trained_weights import load_swin_unetr, load_trained
+from monai_petl.networks.vit_segmenter import DECODERS, LinearDecoder, TapDecoder, ViTSegmenter
 
 __all__ = [
+    "DECODERS",
     "PUNET_CONFIGURATIONS",
+    "AIMSwin",
+    "AIMViT",
+    "LinearDecoder",
     "PUNet",
     "PUNetOutput",
+    "Slices",
     "TapDecoder",
     "ViTSegmenter",
     "load_backbone",
     "load_punet",
     "load_punet_backbone",
-    "load_segmenter",
+    "load_swin_unetr",
+    "load_trained",
+    "slices_of",
     "vit_backbone",
 ]

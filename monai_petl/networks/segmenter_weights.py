@@ -1,27 +1,22 @@
-"""Weights of a ViTSegmenter from files: an inflated 2D backbone, a whole network, or an adapter on that backbone."""
+"""The backbone of a ViTSegmenter, and its weights from a 2D checkpoint."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.networks.nets import ViT
-from torch import Tensor
 
-from monai_petl.adapters import load_adapter
+from monai_petl.adapters import backbone_loaded
 from monai_petl.inflation import ViTArchitecture, convert_checkpoint, load_pretrained
 from monai_petl.inflation.attention_bias import RelativePositionBias, add_attention_bias
 from monai_petl.inflation.files import set_eps
 from monai_petl.inflation.options import patch_of
 from monai_petl.inflation.tensor_rules import Mode
-from monai_petl.networks.state_files import read_state_dict
 from monai_petl.networks.vit_segmenter import ViTSegmenter
 
-__all__ = ["load_backbone", "load_segmenter", "vit_backbone"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["load_backbone", "vit_backbone"]
 
 
 def vit_backbone(
@@ -65,12 +60,12 @@ def vit_backbone(
     return vit
 
 
-def load_backbone(network: ViTSegmenter, path: str | os.PathLike, inflation: Mode = "center") -> ViTSegmenter:
+def load_backbone(network: ViTSegmenter, path: str | os.PathLike | None, inflation: Mode = "center") -> ViTSegmenter:
     """Put a 2D checkpoint into the backbone, inflated to its dimensions and image size.
 
     Args:
-        network: changed in place.
-        path: a file or folder that :func:`monai_petl.inflation.read_checkpoint` reads.
+        network: adapted or not; changed in place.
+        path: a file or folder that :func:`monai_petl.inflation.read_checkpoint` reads; ``None`` leaves the weights.
         inflation: ``center`` or ``average``.
 
     Returns:
@@ -80,6 +75,8 @@ def load_backbone(network: ViTSegmenter, path: str | os.PathLike, inflation: Mod
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, no vision transformer, or one of other settings; names them.
     """
+    if path is None:
+        return network
     given = _settings(network.backbone)
     depth = network.img_size[-1] // patch_of(network.backbone.patch_embedding)[-1] if len(network.img_size) == 3 else 1
     converted = convert_checkpoint(path)
@@ -103,48 +100,7 @@ def load_backbone(network: ViTSegmenter, path: str | os.PathLike, inflation: Mod
         img_size=network.img_size,
         class_key_bias=bool(given["attention_bias"]) and depth > 1,
     )
-    return network
-
-
-def load_segmenter(
-    network: ViTSegmenter,
-    path: str | os.PathLike,
-    *,
-    adapter_path: str | os.PathLike | None = None,
-    pretrained_path: str | os.PathLike | None = None,
-    inflation: Mode = "center",
-) -> ViTSegmenter:
-    """Load a trained network: from its own file, or as an adapter on the backbone that it was trained on.
-
-    Args:
-        network: changed in place.
-        path: state dict of the whole network; not read when there is an adapter.
-        adapter_path: the adapter's file.
-        pretrained_path, inflation: the backbone below the adapter, see :func:`load_backbone`.
-
-    Returns:
-        The same network.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is damaged or does not fit; names the tensors.
-    """
-    if adapter_path is not None:
-        if pretrained_path is not None:
-            load_backbone(network, pretrained_path, inflation)
-        load_adapter(network, adapter_path)
-        logger.info("adapter %s on %s", adapter_path, pretrained_path)
-        return network
-    state = read_state_dict(path, "Run the bundle's train.json first, or give its place as --ckpt_path")
-    own = network.state_dict()
-    wrong = [n for n in own if not isinstance(state.get(n), Tensor) or state[n].shape != own[n].shape]
-    wrong += [n for n in state if n not in own]
-    if wrong:
-        raise ValueError(
-            f"{path} does not fit this ViTSegmenter: {len(wrong)} tensors are missing, left over or of another shape "
-            f"({', '.join(wrong[:3])}). Use the network settings that the file was trained with"
-        )
-    network.load_state_dict(state)
+    backbone_loaded(network)
     return network
 
 

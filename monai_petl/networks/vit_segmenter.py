@@ -20,8 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_petl.inflation.options import patch_of
+from monai_petl.networks.slices import as_slices, as_volume, slices_of
 
-__all__ = ["TapDecoder", "ViTSegmenter"]
+__all__ = ["DECODERS", "LinearDecoder", "TapDecoder", "ViTSegmenter"]
+
+DECODERS = {
+    "native": "convolutions of the backbone's dimensions: slice by slice with a 2D one",
+    "volume": "3D convolutions over the slices of a 2D backbone, which enlarge in the plane only",
+    "linear": "one 1 x 1 convolution on the grid of patches, resized to the image",
+}
 
 
 class ViTSegmenter(nn.Module):
@@ -36,6 +43,8 @@ class ViTSegmenter(nn.Module):
     3D and center_slice    (B, C, H, W, S) (B, K, H, W, 1), of slice S // 2
     =====================  ==============  ===================================================
 
+    Slices of a volume do not see each other in a 2D backbone, unless :class:`monai_petl.methods.AIM` is attached to it.
+
     All but the decoder belongs to the backbone: ``adapt(network, [], also_train=["decoder"])`` trains the decoder alone,
     and then no activation of the backbone is kept for the backward pass but the taps.
 
@@ -46,14 +55,16 @@ class ViTSegmenter(nn.Module):
         img_size: voxels (H, W) of a slice or (H, W, D) that the backbone was built for; multiples of its patch.
         taps: blocks whose outputs are read, counted from 0 and in order; default four, spread evenly. That of the last
             block passes the backbone's ``norm``, as in UNETR, the others a layer norm without weights: hidden states may
-            grow fifty-fold from the first tap to the last (DINOv2), and the decoder would not hear the first ones.
+            grow fifty-fold from the first tap to the last (DINOv2), and the decoder would not hear the first ones. A linear
+            decoder reads the last block only by default.
         feature_size: channels at full resolution; twice as many for each halving, at most eight times.
         center_slice: predict the centre slice of a window of S slices, whose patches are S deep; see
             :class:`monai_petl.inferers.CenterSliceInferer` for whole volumes.
+        decoder: a key of :data:`DECODERS`.
 
     Raises:
         TypeError: the backbone is no ``ViT``.
-        ValueError: a tap is not there, or the sizes do not fit to the backbone.
+        ValueError: a tap is not there, the sizes do not fit to the backbone, or the decoder does not.
 
     Example::
 
@@ -70,6 +81,7 @@ class ViTSegmenter(nn.Module):
         taps: Sequence[int] | None = None,
         feature_size: int = 16,
         center_slice: bool = False,
+        decoder: str = "native",
     ) -> None:
         super().__init__()
         missing = [n for n in ("patch_embedding", "blocks", "norm") if not hasattr(backbone, n)]
@@ -79,7 +91,15 @@ class ViTSegmenter(nn.Module):
             )
         patch = patch_of(backbone.patch_embedding)
         in_channels = backbone.patch_embedding.patch_dim // math.prod(patch)
-        self.img_size, self.center_slice = tuple(img_size), center_slice
+        if decoder not in DECODERS:
+            raise ValueError(f"decoder must be one of {', '.join(DECODERS)}; got {decoder!r}")
+        if decoder == "volume" and len(patch) != 2:
+            raise ValueError(
+                f"decoder='volume' is for slices of a 2D backbone; this one has patches of {patch}. Use 'native'"
+            )
+        self.img_size, self.center_slice, self.by_volume = tuple(img_size), center_slice, decoder == "volume"
+        if taps is None and decoder == "linear":
+            taps = (len(backbone.blocks) - 1,)
         self.taps = _checked_taps(taps, len(backbone.blocks))
         grid = _checked_grid(self.img_size, patch, backbone.patch_embedding.position_embeddings.shape[1])
         if center_slice:
@@ -94,22 +114,36 @@ class ViTSegmenter(nn.Module):
             del backbone.classification_head  # nothing here depends on it, and an adapter should not either
         self.backbone: ViT = backbone
         hidden_size = backbone.patch_embedding.position_embeddings.shape[2]
-        self.decoder = TapDecoder(in_channels, hidden_size, out_channels, patch, len(self.taps), feature_size)
+        self.decoder: nn.Module
+        if decoder == "linear":
+            self.decoder = LinearDecoder(hidden_size, out_channels, len(patch), len(self.taps))
+        else:
+            sides = (*patch, 1) if self.by_volume else patch
+            self.decoder = TapDecoder(in_channels, hidden_size, out_channels, sides, len(self.taps), feature_size)
 
     def forward(self, image: Tensor) -> Tensor:
         by_slices = image.ndim == 5 and len(self.img_size) == 2
-        x = rearrange(image, "b c h w d -> (b d) c h w") if by_slices else image
+        x = as_slices(image) if by_slices else image
         if tuple(x.shape[2:]) != self.img_size:
             raise ValueError(
                 f"this network was built for images of {self.img_size} voxels, got {tuple(image.shape[2:])}; crop or pad "
                 "them, or slide a window of that size (SlidingWindowInferer)"
             )
-        features = self.features(x)
-        seen = rearrange(x, "b c h w s -> b (c s) h w") if self.center_slice else x
-        logits = self.decoder(seen, features)
+        if self.by_volume and not by_slices:
+            raise ValueError(f"decoder='volume' needs volumes (B, C, H, W, D), got {tuple(image.shape)}")
         if by_slices:
-            return rearrange(logits, "(b d) k h w -> b k h w d", d=image.shape[-1])
+            return self._scores_of_volume(image)
+        seen = rearrange(x, "b c h w s -> b (c s) h w") if self.center_slice else x
+        logits = self.decoder(seen, self.features(x))
         return logits.unsqueeze(-1) if self.center_slice else logits
+
+    def _scores_of_volume(self, volume: Tensor) -> Tensor:
+        slices, count = as_slices(volume), volume.shape[-1]
+        with slices_of(self.backbone).given(count):
+            features = self.features(slices)
+        if self.by_volume:
+            return self.decoder(volume, [as_volume(feature, count) for feature in features])
+        return as_volume(self.decoder(slices, features), count)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The taps as maps (B, hidden size, *grid), the deepest last."""
@@ -191,9 +225,33 @@ class TapDecoder(nn.Module):
             x = up(x)
             if level <= len(self.joins):
                 x = self.joins[level - 1](torch.cat([x, *arriving[level]], 1))
-        if x.shape[2:] != image.shape[2:]:
-            x = F.interpolate(x, image.shape[2:], mode="bilinear" if image.ndim == 4 else "trilinear")
-        return self.out(self.last(torch.cat([x, self.stem(image)], 1)))
+        return self.out(self.last(torch.cat([_resized(x, image), self.stem(image)], 1)))
+
+
+class LinearDecoder(nn.Module):
+    """One linear map of a patch's tokens to scores, resized (linearly along each axis) to the image.
+
+    Args:
+        hidden_size: channels of a tap.
+        out_channels: classes with background.
+        spatial_dims: of the maps.
+        num_taps: number of taps, which are read together.
+    """
+
+    def __init__(self, hidden_size: int, out_channels: int, spatial_dims: int, num_taps: int = 1) -> None:
+        super().__init__()
+        self.out = Conv["conv", spatial_dims](num_taps * hidden_size, out_channels, 1)
+
+    def forward(self, image: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Scores (B, out_channels, *size) of an image (B, C, *size) from maps (B, hidden size, *grid)."""
+        return _resized(self.out(torch.cat(list(features), 1)), image)
+
+
+def _resized(scores: Tensor, image: Tensor) -> Tensor:
+    """Of the image's size."""
+    if scores.shape[2:] == image.shape[2:]:
+        return scores
+    return F.interpolate(scores, image.shape[2:], mode="bilinear" if image.ndim == 4 else "trilinear")
 
 
 def _doubling(inside: int, outside: int, strides: Sequence[tuple[int, ...]]) -> nn.Sequential:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from monai_petl.data import make_phantom_dataset
-from tests.bundles.helpers import BUNDLES, INFLATED, SIZE, SPACING, Bundle, Trained, checkpoint_state, copy_bundle, run
+from tests.bundles.helpers import (
+    BUNDLES,
+    INFLATED,
+    PUNET,
+    SIZE,
+    SPACING,
+    Bundle,
+    Trained,
+    checkpoint_state,
+    copy_bundle,
+    run,
+    swin_state,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +45,9 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def tuned(tmp_path_factory: pytest.TempPathFactory, data: Path, pretrained: Trained) -> Trained:
+def tuned(train_once: Callable[[Bundle], Trained]) -> Trained:
     """The bundle after prompt tuning of the kidney."""
-    bundle = copy_bundle(tmp_path_factory.mktemp("tuned"))
-    return Trained(bundle, run("train", bundle, data, pretrained_path=str(pretrained.model)))
+    return train_once(PUNET)
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +59,41 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def inflated(tmp_path_factory: pytest.TempPathFactory, data: Path, checkpoint: Path) -> Trained:
+def swin_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SwinUNETR with random weights."""
+    path = tmp_path_factory.mktemp("swin") / "swin.pt"
+    torch.save(swin_state(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pretrained_punet(pretrained: Trained) -> Path:
+    """The network of the pre-training."""
+    return pretrained.model
+
+
+@pytest.fixture(scope="session")
+def train_once(
+    tmp_path_factory: pytest.TempPathFactory, data: Path, request: pytest.FixtureRequest
+) -> Callable[[Bundle], Trained]:
+    """Trains a bundle from its source; the second time it gives what the first has made."""
+
+    made: dict[str, Trained] = {}
+
+    def make(bundle: Bundle) -> Trained:
+        if bundle.name not in made:
+            copy = bundle.copy(tmp_path_factory.mktemp("trained"))
+            source = request.getfixturevalue(bundle.source)
+            made[bundle.name] = Trained(copy, bundle.run("train", copy, data, pretrained_path=str(source)))
+        return made[bundle.name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def inflated(train_once: Callable[[Bundle], Trained]) -> Trained:
     """The bundle of inflated transformers after training a decoder on the frozen backbone."""
-    bundle = INFLATED.copy(tmp_path_factory.mktemp("inflated"))
-    return Trained(bundle, INFLATED.run("train", bundle, data, pretrained_path=str(checkpoint)))
+    return train_once(INFLATED)
 
 
 @pytest.fixture(params=BUNDLES, ids=lambda bundle: bundle.name)
@@ -59,16 +103,15 @@ def each(request: pytest.FixtureRequest) -> Bundle:
 
 
 @pytest.fixture
-def trained(each: Bundle, request: pytest.FixtureRequest) -> Trained:
+def trained(each: Bundle, train_once: Callable[[Bundle], Trained]) -> Trained:
     """The bundle in turn, trained."""
-    return request.getfixturevalue("inflated" if each is INFLATED else "tuned")
+    return train_once(each)
 
 
 @pytest.fixture
 def weights(each: Bundle, trained: Trained, request: pytest.FixtureRequest) -> dict[str, str]:
     """Where the weights are that the bundle in turn reads, as overrides of any config."""
-    source = request.getfixturevalue("checkpoint") if each is INFLATED else request.getfixturevalue("pretrained").model
-    return {"pretrained_path": str(source), "ckpt_path": str(trained.model)}
+    return {"pretrained_path": str(request.getfixturevalue(each.source)), "ckpt_path": str(trained.model)}
 
 
 @pytest.fixture

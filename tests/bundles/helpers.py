@@ -14,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.networks.nets import SwinUNETR
 from torch import Tensor
 
 from tests.inflation.sources import timm_vit
@@ -32,12 +33,14 @@ class Bundle:
         settings: config -> overrides; the keys are the configs that can be run.
         shallow: overrides of the network for export, which takes long for each layer.
         input_shape: of the network, with these settings.
+        source: fixture with the file that its trainings start from.
     """
 
     name: str
     settings: dict[str, dict[str, Any]]
     shallow: dict[str, Any]
     input_shape: tuple[int, ...]
+    source: str
 
     @property
     def path(self) -> Path:
@@ -91,6 +94,7 @@ PUNET = Bundle(
     {"pretrain": PRETRAINING, "train": TRAINING, "evaluate": TRAINING, "inference": INFERENCE},
     {**NETWORK, "channels": [8, 8, 16]},
     (1, 1, 32, 32, 1),
+    "pretrained_punet",
 )
 BUNDLE, copy_bundle, config_files, workflow, run = PUNET.path, PUNET.copy, PUNET.config_files, PUNET.workflow, PUNET.run
 
@@ -102,9 +106,34 @@ INFLATED = Bundle(
     {"train": VIT_TRAINING, "evaluate": VIT_TRAINING, "inference": VIT_INFERENCE},
     {**VIT, "patch_size": [32, 32, 3], "num_layers": 2},
     (1, 1, 32, 32, 3),
+    "checkpoint",
 )
 
-BUNDLES = (PUNET, INFLATED)
+SWIN = {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 2, 2], "patch_size": [64, 32, 32]}
+SWIN_INFERENCE = {**SWIN, "spacing": list(SPACING), "num_workers": 0}
+SWIN_TRAINING = {**SWIN_INFERENCE, **SHORT, "samples_per_volume": 1}
+LORA, VPETL = (
+    Bundle(
+        f"{method}_swin_unetr_segmentation",
+        {"train": SWIN_TRAINING, "evaluate": SWIN_TRAINING, "inference": SWIN_INFERENCE},
+        SWIN,
+        (1, 1, 64, 32, 32),
+        "swin_checkpoint",
+    )
+    for method in ("lora", "vpetl")
+)
+
+AIM_INFERENCE = {**VIT_INFERENCE, "token_size": [8, 8], "patch_size": [32, 32, 4]}
+AIM_TRAINING = {**AIM_INFERENCE, **SHORT, "slab_size": [32, 32, 4]}
+AIM = Bundle(
+    "aim_vit_segmentation",
+    {"train": AIM_TRAINING, "evaluate": AIM_TRAINING, "inference": AIM_INFERENCE},
+    {**VIT, "token_size": [8, 8], "patch_size": [32, 32, 4], "num_layers": 2},
+    (1, 1, 32, 32, 4),
+    "checkpoint",
+)
+
+BUNDLES = (PUNET, INFLATED, LORA, VPETL, AIM)
 RUNS = [(bundle, config) for bundle in BUNDLES for config in bundle.settings]
 
 
@@ -118,6 +147,14 @@ def checkpoint_state() -> dict[str, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return timm_vit(hidden=24, layers=4, patch=8)
+
+
+def swin_state(classes: int = 14) -> dict[str, Tensor]:
+    """A SwinUNETR with random weights, always the same, with another number of classes than the bundles'."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"depths": SWIN["depths"], "num_heads": SWIN["num_heads"], "feature_size": SWIN["feature_size"]}
+        return SwinUNETR(1, classes, **sizes).state_dict()
 
 
 @dataclass(frozen=True)

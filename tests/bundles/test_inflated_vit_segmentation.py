@@ -1,4 +1,4 @@
-"""The bundle of inflated vision transformers at work on phantoms: every variant, evaluation, inference, several processes."""
+"""The bundle of inflated vision transformers at work on phantoms: every method, evaluation, inference, several processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ignite.engine import Events
 from safetensors.torch import save_file
 
 from monai_petl import inspect_adapter
-from monai_petl.methods import SEGMENTER_VARIANTS
+from monai_petl.methods import METHODS
 from monai_petl.networks import load_backbone
 from tests.bundles.helpers import (
     INFLATED,
@@ -56,21 +56,21 @@ def key_metric(flow: Any) -> float:
 # Training
 
 
-@pytest.mark.parametrize("variant", SEGMENTER_VARIANTS)
-def test_every_variant_trains_and_evaluates_to_what_validation_found(
-    variant: str, tmp_path: Path, data: Path, checkpoint: Path
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_evaluates_to_what_validation_found(
+    method: str, tmp_path: Path, data: Path, checkpoint: Path
 ) -> None:
     path = {"pretrained_path": str(checkpoint)}
-    flow = INFLATED.run("train", tmp_path, data, **path, variant=variant, lr=0.01, backbone_lr=0.001)
+    flow = INFLATED.run("train", tmp_path, data, **path, method=method, lr=0.01, backbone_lr=0.001)
     assert math.isfinite(last_loss(flow))
     best = parsed(flow, "validate::evaluator").state.best_metric
-    assert key_metric(INFLATED.run("evaluate", tmp_path, data, **path)) == pytest.approx(best, abs=1e-4)
-    adapter = tmp_path / "models" / "adapters" / f"{variant}.safetensors"
+    assert key_metric(INFLATED.run("evaluate", tmp_path, data, **path, method=method)) == pytest.approx(best, abs=1e-4)
+    adapter = tmp_path / "models" / "adapters" / f"{method}.safetensors"
     flow = INFLATED.run("evaluate", tmp_path, data, **path, adapter_path=str(adapter), ckpt_path=str(tmp_path / "none"))
     assert key_metric(flow) == pytest.approx(best, abs=1e-4)
     trained = inspect_adapter(adapter)["shapes"]
     assert any(name.startswith("decoder.") for name in trained)
-    assert any(name.startswith("backbone.") for name in trained) == (variant != "frozen")
+    assert any(name.startswith("backbone.") for name in trained) == (method != "head")
 
 
 def test_frozen_backbone_is_the_inflated_checkpoint_bit_for_bit_after_training(
@@ -85,14 +85,14 @@ def test_frozen_backbone_is_the_inflated_checkpoint_bit_for_bit_after_training(
 def test_full_fine_tuning_changes_the_backbone_and_scratch_needs_no_checkpoint(
     tmp_path: Path, data: Path, checkpoint: Path
 ) -> None:
-    flow = INFLATED.run("train", tmp_path, data, variant="full", pretrained_path=str(checkpoint), backbone_lr=0.01)
+    flow = INFLATED.run("train", tmp_path, data, method="full", pretrained_path=str(checkpoint), backbone_lr=0.01)
     network, start = parsed(flow, "adapted_network"), load_backbone(parsed(flow, "network_def"), checkpoint)
     assert network is start  # which has overwritten what was trained
     trained = state_in(tmp_path / "models" / "model.pt")
     unused = "norm_cross_attn"
     for name, tensor in start.backbone.state_dict().items():
         assert torch.equal(tensor, trained[f"backbone.{name}"]) == (unused in name), name
-    INFLATED.run("train", tmp_path / "scratch", data, variant="scratch", epochs=1)
+    INFLATED.run("train", tmp_path / "scratch", data, method="scratch", epochs=1)
 
 
 @pytest.mark.parametrize("inflation", ["center", "average"])
@@ -154,7 +154,7 @@ def test_training_draws_the_label_of_the_center_slice(tmp_path: Path, data: Path
 
 def test_adapter_file_notes_how_it_was_trained(tmp_path: Path, data: Path, checkpoint: Path) -> None:
     INFLATED.run("train", tmp_path, data, pretrained_path=str(checkpoint), num_labelled=1, epochs=1)
-    notes = inspect_adapter(tmp_path / "models/adapters/frozen.safetensors")["notes"]
+    notes = inspect_adapter(tmp_path / "models/adapters/head.safetensors")["notes"]
     assert notes["class_names"] == CLASSES
     assert notes["pretrained"] == checkpoint.name
     assert notes["inflation"] == "center"
@@ -219,11 +219,11 @@ def test_checkpoint_that_is_missing_or_does_not_fit_is_named(tmp_path: Path, dat
     short.write_bytes(checkpoint.read_bytes()[:3000])
     save_file({"layer.weight": torch.zeros(2)}, other)
     missing = str(tmp_path / "none.safetensors")
-    for variant in ("frozen", "full"):
-        refused("train", root, data, missing, pretrained_path=missing, variant=variant)
-        refused("train", root, data, "pretrained.safetensors", variant=variant)  # the default, which is not there
-        refused("train", root, data, str(short), pretrained_path=str(short), variant=variant)
-        refused("train", root, data, "names of no known family", pretrained_path=str(other), variant=variant)
+    for method in ("head", "full"):
+        refused("train", root, data, missing, pretrained_path=missing, method=method)
+        refused("train", root, data, "pretrained.safetensors", method=method)  # the default, which is not there
+        refused("train", root, data, str(short), pretrained_path=str(short), method=method)
+        refused("train", root, data, "names of no known family", pretrained_path=str(other), method=method)
     found = (
         f"{checkpoint} does not fit the network's settings: it has mlp_dim 96, num_layers 4, the network mlp_dim 48, "
     )
@@ -234,9 +234,7 @@ def test_checkpoint_that_is_missing_or_does_not_fit_is_named(tmp_path: Path, dat
 
 def test_settings_that_do_not_exist_are_named(tmp_path: Path, data: Path, checkpoint: Path) -> None:
     weights = {"pretrained_path": str(checkpoint)}
-    refused(
-        "train", tmp_path, data, "variant must be one of frozen, full, scratch; got 'lora'", **weights, variant="lora"
-    )
+    refused("train", tmp_path, data, "; got 'prompt'", **weights, method="prompt")
     refused("train", tmp_path, data, "mode must be one of center, average, got 'middle'", **weights, inflation="middle")
     sentence = "img_size must be multiples of the backbone's patches of (8, 8, 3) voxels, got (36, 32, 3)"
     refused("train", tmp_path, data, sentence, **weights, patch_size=[36, 32, 3])
@@ -253,8 +251,8 @@ def test_trained_network_that_is_missing_or_does_not_fit_is_named(
     refused(name, root, data, f"no pre-trained network at {root}/models/model.pt")
     refused(name, root, data, f"{short} cannot be read", ckpt_path=str(short))
     model = {"ckpt_path": str(inflated.model)}
-    refused(name, root, data, "Use the network settings that the file was trained with", **model, feature_size=8)
-    adapter = inflated.bundle / "models" / "adapters" / "frozen.safetensors"
+    refused(name, root, data, "and the network settings that the file was trained with", **model, feature_size=8)
+    adapter = inflated.bundle / "models" / "adapters" / "head.safetensors"
     paths = {"adapter_path": str(adapter), "pretrained_path": str(checkpoint)}
     refused(name, root, data, "was trained on another backbone", **paths, inflation="average")
     refused(name, root, data, "no adapter file", **{**paths, "adapter_path": str(tmp_path / "none.safetensors")})
@@ -276,20 +274,20 @@ def test_every_command_runs_from_a_foreign_folder(
     INFLATED.run("inference", bundle, data)
     assert not files_below(foreign)
     made = {path.name for path in files_below(bundle / "models", bundle / "eval")}
-    assert {"model.pt", "frozen.safetensors", "metrics.csv"} <= made
+    assert {"model.pt", "head.safetensors", "metrics.csv"} <= made
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["frozen", "full"])
-def test_two_processes_train_one_model(variant: str, tmp_path: Path, data: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize("method", ["head", "full"])
+def test_two_processes_train_one_model(method: str, tmp_path: Path, data: Path, checkpoint: Path) -> None:
     bundle = INFLATED.copy(tmp_path)
     files = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
-    settings = {**VIT_TRAINING, "epochs": 1, "variant": variant, "pretrained_path": checkpoint}
+    settings = {**VIT_TRAINING, "epochs": 1, "method": method, "pretrained_path": checkpoint}
     overrides = {**settings, "config_file": files, "bundle_root": bundle, "dataset_dir": data}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command(*torchrun, **overrides), cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert {path.name for path in files_below(bundle / "models")} == {"model.pt", f"{variant}.safetensors"}
+    assert {path.name for path in files_below(bundle / "models")} == {"model.pt", f"{method}.safetensors"}

@@ -15,8 +15,8 @@ from torch.nn.functional import layer_norm
 
 import monai_petl as mp
 from monai_petl.inflation import InexactInflationWarning, vit_from_pretrained
-from monai_petl.methods import SEGMENTER_VARIANTS, adapt_segmenter
-from monai_petl.networks import ViTSegmenter, load_backbone, load_segmenter, vit_backbone
+from monai_petl.methods import METHODS, adapt_by_name
+from monai_petl.networks import ViTSegmenter, load_backbone, load_trained, vit_backbone
 from tests.bundles.helpers import checkpoint_state
 from tests.conftest import state_of, train
 from tests.inflation.published import image as image_of
@@ -133,34 +133,50 @@ def test_checkpoint_of_another_kind_is_named(tmp_path: Path) -> None:
         load_backbone(network(), tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("variant", SEGMENTER_VARIANTS)
-def test_variants_train_what_they_say(variant: str, checkpoint: Path) -> None:
-    adapted = adapt_segmenter(network(), variant, checkpoint)
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_train_what_they_say(method: str, checkpoint: Path) -> None:
+    adapted = load_backbone(adapt_by_name(network(), method, ["decoder"]), None if method == "scratch" else checkpoint)
     trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
     names = {n for n, _ in adapted.named_parameters() if "norm_cross_attn" not in n}
-    assert trained == ({n for n in names if n.startswith("decoder.")} if variant == "frozen" else names)
+    assert {n for n in names if n.startswith("decoder.")} <= trained
+    if method in ("full", "scratch"):
+        assert trained == names
+    if method == "head":
+        assert all(n.startswith("decoder.") for n in trained)
     adapted(torch.rand(1, 1, 32, 32, 5)).sum().backward()
     assert {n for n, p in adapted.named_parameters() if p.grad is not None} == trained
     kernel = adapted.backbone.patch_embedding.patch_embeddings.weight
     assert torch.equal(kernel[:, 0, ..., 2], checkpoint_state()["patch_embed.proj.weight"].sum(1)) == (
-        variant != "scratch"
+        method != "scratch"
     )
 
 
-def test_unknown_variant_is_named() -> None:
-    with pytest.raises(ValueError, match="variant must be one of frozen, full, scratch; got 'prompt'"):
-        adapt_segmenter(network(), "prompt")
+def test_unknown_method_is_named() -> None:
+    with pytest.raises(ValueError, match=r"method must be one of lora, vpetl, .*; got 'prompt'"):
+        adapt_by_name(network(), "prompt")
+    with pytest.raises(ValueError, match=r"method_options .* do not fit the method lora: .*'ranks'"):
+        adapt_by_name(network(), "lora", options={"ranks": 3})
 
 
-@pytest.mark.parametrize("variant", SEGMENTER_VARIANTS)
-def test_network_comes_back_from_its_file_and_from_its_adapter(variant: str, checkpoint: Path, tmp_path: Path) -> None:
-    adapted = adapt_segmenter(network(), variant, checkpoint)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("loaded_first", [True, False], ids=["before", "after"])
+def test_network_comes_back_from_its_file_and_from_its_adapter(
+    loaded_first: bool, method: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    source = None if method == "scratch" else checkpoint
+    adapted = network()
+    for step in (0, 1):
+        if (step == 0) == loaded_first:
+            load_backbone(adapted, source)
+        else:
+            adapt_by_name(adapted, method, ["decoder"])
     image = torch.rand(2, 1, 32, 32, 5)
     train(adapted, lambda: adapted(image).square().mean())
     torch.save(adapted.eval().state_dict(), tmp_path / "model.pt")
     adapter = mp.save_adapter(adapted, tmp_path / "adapter.safetensors")
-    for options in ({}, {"adapter_path": adapter, "pretrained_path": checkpoint}):
-        again = load_segmenter(network(), tmp_path / "model.pt", **options).eval()
+    for options in ({}, {"adapter_path": adapter}):
+        fresh = load_backbone(adapt_by_name(network(), method, ["decoder"]), source if options else None)
+        again = load_trained(fresh, tmp_path / "model.pt", **options).eval()
         state = again.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in adapted.state_dict().items())
 
@@ -168,9 +184,9 @@ def test_network_comes_back_from_its_file_and_from_its_adapter(variant: str, che
 def test_file_of_another_network_is_named(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match="tensors are missing, left over or of another shape"):
-        load_segmenter(network(num_layers=2), tmp_path / "model.pt")
+        load_trained(network(num_layers=2), tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"no pre-trained network at .*none\.pt"):
-        load_segmenter(network(), tmp_path / "none.pt")
+        load_trained(network(), tmp_path / "none.pt")
 
 
 @torch.no_grad()
