@@ -69,8 +69,8 @@ def main(repeats: int = 7, threads: int = 1, rank: int = 8) -> None:
     report(
         "lora",
         [markdown(header, rows)],
-        f"With LoRA on q and v (rank {rank}) attached, the forward pass takes at most {attached:.3f} times as long (the target is "
-        f"1.10); the deltas by themselves take at most {100 * deltas:.1f} % of it. Merged, the network computes what the "
+        f"With LoRA on q and v (rank {rank}) attached, the forward pass takes at most {attached:.3f} times as long (the target "
+        f"is 1.10); the deltas by themselves take at most {100 * deltas:.1f} % of it. Merged, the network computes what the "
         f"backbone computes, layer by layer: that {merged:.3f} is not 1 is the noise of these ratios.",
         {"repeats": repeats, "rank": rank, "measured": record},
     )

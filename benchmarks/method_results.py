@@ -25,7 +25,18 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "last_blocks": [{"backbone_lr": 1e-5}, {"backbone_lr": 1e-4}],
     "full": [{"backbone_lr": 1e-5}, {"backbone_lr": 1e-4}],
 }
-CHOSEN: dict[str, int] = {}  # method -> which of its candidates was better on the validation volumes
+CHOSEN = {  # which of the candidates was better on the validation volumes
+    "head": 0,
+    "lora": 0,
+    "vpetl": 0,
+    "ffn_adapter": 0,
+    "vpt": 1,
+    "ssf": 0,
+    "bias": 0,
+    "norm": 1,
+    "last_blocks": 1,
+    "full": 0,
+}
 
 
 def tune(setting: str, data: str, weights: str, out: str, methods: tuple[str, ...] = tuple(CANDIDATES)) -> None:

@@ -13,11 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from palette import FROZEN, FROZEN_EDGE, INK, MUTED, TRAINED, TRAINED_EDGE
 
 OUT = Path(__file__).with_name("aim.png")
-FROZEN, FROZEN_EDGE = "#DCE6F1", "#4C7BA8"
-TRAINED, TRAINED_EDGE = "#F9D9A8", "#C77A0A"
-INK, MUTED = "#1f2933", "#6b7785"
 SLICES, GRID = 4, 4
 STEPS = (
     ("1  along depth", "tokens of one place", "frozen attention", "adapter T"),

@@ -16,14 +16,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from palette import FROZEN, FROZEN_EDGE, INK, MUTED, TRAINED, TRAINED_EDGE
 
 from monai_petl.data.phantom import make_phantom
 from monai_petl.inflation import inflate_kernel
 
 OUT = Path(__file__).with_name("inflation.png")
-FROZEN, FROZEN_EDGE = "#DCE6F1", "#4C7BA8"
-TRAINED, TRAINED_EDGE = "#F9D9A8", "#C77A0A"
-INK, MUTED = "#1f2933", "#6b7785"
 SLICES, WIDTH, HEIGHT = 5, 12.4, 3.9
 
 

@@ -13,17 +13,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from palette import FROZEN, FROZEN_EDGE, INK, TRAINED, TRAINED_EDGE
 
-FROZEN, TRAINED, INK = "#dfe6ec", "#f28e2b", "#263238"
 BOX = {"boxstyle": "round,pad=0.02,rounding_size=0.06", "linewidth": 1.2}
 
 
 def box(
     ax: Axes, x: float, y: float, text: str, trained: bool = False, width: float = 1.5, height: float = 0.42
 ) -> None:
-    """A layer, centred on (x, y): orange when it trains."""
-    colour = TRAINED if trained else FROZEN
-    ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, facecolor=colour, edgecolor=INK, **BOX))
+    """A layer, centred on (x, y): amber when it trains."""
+    face, edge = (TRAINED, TRAINED_EDGE) if trained else (FROZEN, FROZEN_EDGE)
+    ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, facecolor=face, edgecolor=edge, **BOX))
     ax.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK)
 
 
@@ -57,8 +57,8 @@ def beside(ax: Axes, start: float, end: float, text: str, y: float | None = None
 
 def path(ax: Axes, *points: tuple[float, float]) -> None:
     """Straight lines, the last one with an arrow."""
-    ax.plot(*zip(*points[:-1], strict=True), color=TRAINED, linewidth=1.4, solid_capstyle="round")
-    arrow(ax, points[-2], points[-1], TRAINED)
+    ax.plot(*zip(*points[:-1], strict=True), color=TRAINED_EDGE, linewidth=1.4, solid_capstyle="round")
+    arrow(ax, points[-2], points[-1], TRAINED_EDGE)
 
 
 def main() -> None:
@@ -79,13 +79,13 @@ def main() -> None:
     beside(ffn, 5.05, 5.85, "adapter")
     block(vpt, "VPT", "trained tokens that attention reads;\ndropped behind the block")
     box(vpt, 1.65, 0.3, "prompts", trained=True, width=1.1)
-    arrow(vpt, (1.1, 0.3), (0.77, 0.3), TRAINED)
+    arrow(vpt, (1.1, 0.3), (0.77, 0.3), TRAINED_EDGE)
     block(ssf, "SSF", "a scale and a shift behind every layer;\nfold into the weights")
     for y in (1.5, 2.3, 4.05, 5.05, 5.85):
         box(ssf, 1.2, y, "· a + b", trained=True, width=0.8, height=0.3)
-        arrow(ssf, (0.79, y), (0.03, y), TRAINED)
+        arrow(ssf, (0.79, y), (0.03, y), TRAINED_EDGE)
     figure.suptitle(
-        "One block of a frozen transformer (grey) and what each method trains (orange); residual connections are not drawn",
+        "One block of a frozen transformer (blue) and what each method trains (amber); residual connections are not drawn",
         fontsize=14,
         color=INK,
     )

@@ -13,11 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from palette import FROZEN, FROZEN_EDGE, INK, MUTED, TRAINED, TRAINED_EDGE
 
 OUT = Path(__file__).with_name("punet.png")
-FROZEN, FROZEN_EDGE = "#DCE6F1", "#4C7BA8"
-TRAINED, TRAINED_EDGE = "#F9D9A8", "#C77A0A"
-INK, MUTED = "#1f2933", "#6b7785"
 TIMES = "\N{MULTIPLICATION SIGN}"
 LEVELS = ((32, 112), (64, 56), (128, 28), (256, 14), (384, 7))  # channels and in-plane extent for a slice of 224 x 224
 ENCODER_X, DECODER_X, BOX, CHIP = 2.6, 7.4, (2.3, 0.66), (1.35, 0.42)

@@ -15,10 +15,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from palette import FROZEN_EDGE, MUTED, TRAINED_EDGE
 
 FOLDER = Path(__file__).parent
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-PROMPTS, OTHERS, ALL = "#C77A0A", "#6b7785", "#4C7BA8"
 FIGURES = {  # file -> title of the axes; runs, labelled volumes and title of every panel
     "results.png": (
         "Dice of the new class, %",
@@ -65,7 +65,7 @@ def draw(ax: Axes, name: str, labelled: int | None) -> None:
     runs, trained = records(name), variants(name)
     for row, variant in enumerate(trained):
         dice = [100 * run["dice"] for run in runs if run["variant"] == variant and run["labelled"] == labelled]
-        colour = PROMPTS if variant.startswith("prompt") else ALL if trained[variant] > 6e6 else OTHERS
+        colour = TRAINED_EDGE if variant.startswith("prompt") else FROZEN_EDGE if trained[variant] > 6e6 else MUTED
         ax.barh(row, mean(dice), color=colour, alpha=0.35, height=0.72)
         ax.errorbar(mean(dice), row, xerr=stdev(dice) if len(dice) > 1 else 0, fmt="o", color=colour, capsize=3, ms=5)
         ax.plot(dice, [row] * len(dice), "|", color=colour, ms=9)

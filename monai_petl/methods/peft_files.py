@@ -80,25 +80,8 @@ def export_peft(network: nn.Module, folder: str | os.PathLike, name: str | None 
         if isinstance(delta, DoRADelta):
             tensors[f"{PREFIX}{layer_name}.{LENGTHS}"] = delta.lengths().view(_shape_of_lengths(layer))
         ranks[layer_name], alphas[layer_name] = len(a), round(factors.scale * len(a), 9)
-    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    config = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {f"^{n}": r for n, r in ranks.items() if r != rank},
-        "alpha_pattern": {f"^{n}": a for n, a in alphas.items() if a != alpha},
-        "target_modules": "|".join(map(re.escape, ranks)),  # as a list, the ends of other names would match too
-        "lora_dropout": next(m.dropout for m in record.methods if isinstance(m, LoRA)),
-        "use_dora": dora,
-        "use_rslora": False,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "inference_mode": True,
-        "task_type": None,
-        "base_model_name_or_path": None,
-    }
-    return _write(Path(folder), tensors, config)
+    dropout = next(m.dropout for m in record.methods if isinstance(m, LoRA))
+    return _write(Path(folder), tensors, _config(ranks, alphas, dropout, dora))
 
 
 def import_peft(
@@ -237,6 +220,28 @@ def _alpha_of(name: str, config: Mapping[str, Any]) -> float:
 def _pattern(name: str) -> str:
     """A pattern for this layer alone, also when it is called like a role."""
     return f"[{name[0]}]{name[1:]}" if name in ROLES or name in PRESETS else name
+
+
+def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: float, dora: bool) -> dict[str, Any]:
+    """What peft needs to know; the first layer's rank and alpha are the common ones."""
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{n}": r for n, r in ranks.items() if r != rank},
+        "alpha_pattern": {f"^{n}": a for n, a in alphas.items() if a != alpha},
+        "target_modules": "|".join(map(re.escape, ranks)),  # as a list, the ends of other names would match too
+        "lora_dropout": dropout,
+        "use_dora": dora,
+        "use_rslora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "task_type": None,
+        "base_model_name_or_path": None,
+    }
 
 
 def _read_config(path: Path) -> dict[str, Any]:

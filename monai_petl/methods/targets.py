@@ -132,7 +132,9 @@ def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Left out are the cross attention that blocks do not use, and what another layer stands in for (a replaced head).
     """
     names = {module: name for name, module in network.named_modules()}
-    unused = [f"{names[layer]}." for layer, delta in deltas_of(network) if delta.active and delta.replacement is not None]
+    unused = [
+        f"{names[layer]}." for layer, delta in deltas_of(network) if delta.active and delta.replacement is not None
+    ]
     for name, module in network.named_modules():
         if isinstance(module, TransformerBlock) and not module.with_cross_attention:
             unused += [f"{name}.cross_attn.".lstrip("."), f"{name}.norm_cross_attn.".lstrip(".")]

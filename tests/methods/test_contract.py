@@ -47,7 +47,8 @@ class Case(NamedTuple):
 
 def _swin(spatial_dims: int) -> nn.Module:
     sizes = {"depths": (2, 1, 1, 1), "num_heads": (2, 2, 2, 2), "feature_size": 12}
-    return SwinUNETR(1, 2, **sizes, drop_rate=0.2, dropout_path_rate=0.2, spatial_dims=spatial_dims)
+    rates = {"drop_rate": 0.2, "dropout_path_rate": 0.2}
+    return SwinUNETR(1, 2, **sizes, **rates, window_size=4, norm_name="batch", spatial_dims=spatial_dims)
 
 
 def _vit(spatial_dims: int) -> nn.Module:
@@ -62,8 +63,8 @@ NETWORKS = {
     "UNETR": Case(
         lambda: UNETR(1, 2, (16, 16, 16), 4, 24, 48, 3, norm_name="batch", dropout_rate=0.2), (16, 16, 16)
     ),
-    "SwinUNETR 2D": Case(functools.partial(_swin, 2), (64, 32)),
-    "SwinUNETR 3D": Case(functools.partial(_swin, 3), (64, 32, 32)),
+    "SwinUNETR 2D": Case(functools.partial(_swin, 2), (32, 32)),
+    "SwinUNETR 3D": Case(functools.partial(_swin, 3), (32, 32, 32)),
     "UNet": Case(
         lambda: UNet(3, 1, 2, (12, 16, 24), (2, 2), num_res_units=1, norm="batch", dropout=0.2),
         (16, 16, 16),
@@ -295,7 +296,9 @@ def test_copies_and_pickles_compute_the_same(method: str, network: str) -> None:
     assert torch.equal(evaluated(adapted, x), expected)
 
 
-@every_pair
+@pytest.mark.parametrize(
+    ("method", "network"), [(m, n) for m, n in PAIRS if not n.startswith("Swin") or m in ("LoRA", "VPETL", "AIM")]
+)
 def test_a_compiled_network_computes_the_same(method: str, network: str) -> None:
     adapted, x = trained(method, network), images(network)
     torch.compiler.reset()

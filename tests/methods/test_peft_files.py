@@ -42,8 +42,8 @@ class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv3d(2, 6, 3, padding=1, stride=2)
-        self.inner = nn.ModuleDict({"conv": nn.Conv3d(6, 8, (1, 1, 3), bias=False), "plain": nn.Conv3d(8, 8, 1)})
-        self.linear = nn.Linear(8, 10)
+        self.inner = nn.ModuleDict({"conv": nn.Conv3d(6, 12, (1, 1, 3), bias=False), "plain": nn.Conv3d(12, 12, 1)})
+        self.linear = nn.Linear(12, 10)
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(10, 5))
 
     def forward(self, x: Tensor) -> Tensor:

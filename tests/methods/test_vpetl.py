@@ -505,15 +505,15 @@ def test_tracing(name):
         assert torch.allclose(output(traced, x), output(network, x), atol=1e-6)
 
 
-@pytest.mark.parametrize("targets", ["kv", "qv"])
-def test_torchscript(targets):
-    network, x = build("UNETR")
+@pytest.mark.parametrize(("name", "targets"), [("UNETR", "kv"), ("ViT", "qv")])
+def test_torchscript(name, targets):
+    network, x = build(name)
     filled(adapt(network, VPETL(targets)))
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(network), buffer)
     buffer.seek(0)
     with frozen(network):
-        assert torch.allclose(torch.jit.load(buffer)(x), network(x), atol=1e-6)
+        assert torch.allclose(output(torch.jit.load(buffer), x), output(network, x), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
