@@ -56,7 +56,7 @@ def key_metric(flow: Any) -> float:
 # Training
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "aim"])  # which is for 2D
 def test_every_method_trains_and_evaluates_to_what_validation_found(
     method: str, tmp_path: Path, data: Path, checkpoint: Path
 ) -> None:

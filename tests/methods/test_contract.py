@@ -60,9 +60,7 @@ def _vit(spatial_dims: int) -> nn.Module:
 NETWORKS = {
     "ViT 2D": Case(functools.partial(_vit, 2), (16, 16)),
     "ViT 3D": Case(functools.partial(_vit, 3), (16, 16, 16)),
-    "UNETR": Case(
-        lambda: UNETR(1, 2, (16, 16, 16), 4, 24, 48, 3, norm_name="batch", dropout_rate=0.2), (16, 16, 16)
-    ),
+    "UNETR": Case(lambda: UNETR(1, 2, (16, 16, 16), 4, 24, 48, 3, norm_name="batch", dropout_rate=0.2), (16, 16, 16)),
     "SwinUNETR 2D": Case(functools.partial(_swin, 2), (32, 32)),
     "SwinUNETR 3D": Case(functools.partial(_swin, 3), (32, 32, 32)),
     "UNet": Case(
@@ -209,9 +207,7 @@ def test_a_gradient_reaches_all_that_trains_and_nothing_else(method: str, networ
 
 
 @every_pair
-def test_the_file_holds_the_adapter_alone_and_comes_back_bit_for_bit(
-    method: str, network: str, tmp_path: Path
-) -> None:
+def test_the_file_holds_the_adapter_alone_and_comes_back_bit_for_bit(method: str, network: str, tmp_path: Path) -> None:
     adapted, x = trained(method, network), images(network)
     file = mp.save_adapter(adapted, tmp_path / "adapter.safetensors")
     tensors = load_file(file)

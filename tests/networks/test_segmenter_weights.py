@@ -133,7 +133,7 @@ def test_checkpoint_of_another_kind_is_named(tmp_path: Path) -> None:
         load_backbone(network(), tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "aim"])  # which is for 2D
 def test_methods_train_what_they_say(method: str, checkpoint: Path) -> None:
     adapted = load_backbone(adapt_by_name(network(), method, ["decoder"]), None if method == "scratch" else checkpoint)
     trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
@@ -158,7 +158,7 @@ def test_unknown_method_is_named() -> None:
         adapt_by_name(network(), "lora", options={"ranks": 3})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "aim"])  # which is for 2D
 @pytest.mark.parametrize("loaded_first", [True, False], ids=["before", "after"])
 def test_network_comes_back_from_its_file_and_from_its_adapter(
     loaded_first: bool, method: str, checkpoint: Path, tmp_path: Path
