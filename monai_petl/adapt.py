@@ -14,7 +14,7 @@ import torch
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
-from monai_petl.deltas import Delta, remove_deltas
+from monai_petl.deltas import Delta, deltas_of, remove_deltas
 
 __all__ = [
     "AdapterRecord",
@@ -25,6 +25,7 @@ __all__ = [
     "find_record",
     "keep_frozen",
     "named_tensors",
+    "refuse_merged",
     "refuse_shared",
     "trainable_parameters",
 ]
@@ -96,7 +97,7 @@ class AdapterRecord:
         also_train: the patterns that were given besides.
         tensors: names of the adapter's tensors in the network's state dict.
         originals: values of those among them that belong to the backbone, from before training (on the CPU).
-        merged: whether the delta is folded into the backbone at present.
+        merged: whether the delta is folded into the backbone at present, as the how manieth; 0 when it is not.
         enabled: whether it contributes at present.
         trained: values of the tensors in ``originals`` while the adapter is switched off.
     """
@@ -105,7 +106,7 @@ class AdapterRecord:
     also_train: tuple[str, ...] = ()
     tensors: list[str] = field(default_factory=list)
     originals: dict[str, Tensor] = field(default_factory=dict)
-    merged: bool = False
+    merged: int = 0
     enabled: bool = True
     trained: dict[str, Tensor] = field(default_factory=dict)
 
@@ -141,6 +142,7 @@ def adapt(
 def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[str], name: str) -> AdapterRecord:
     """Attach methods beside what is there and record them under ``name``; the rest of :func:`adapt` is freezing."""
     records = adapters_of(network)
+    refuse_merged(network)
     if name in records:
         raise ValueError(
             f"the network has an adapter {name!r} already; remove it with remove_adapter(network, {name!r}), or choose "
@@ -158,6 +160,10 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
             attached.append(method)
         for pattern in also_train:
             _set_requires_grad(_matching(network, pattern), True)
+        for layer, delta in deltas_of(network, name):
+            if delta.replacement is not None:  # what it stands in for would never get a gradient
+                layer.requires_grad_(False)
+                delta.requires_grad_(True)
         keep_frozen(network)
         record = AdapterRecord(list(methods), tuple(also_train), _names_of_adapter(network, name))
         owned = adapter_module_names(network)
@@ -191,6 +197,20 @@ def refuse_shared(network: nn.Module, tensors: Iterable[str]) -> None:
                 f"off with activate(network), or remove it with remove_adapter(network, {name!r}), or train on a backbone "
                 "that was saved with it"
             )
+
+
+def refuse_merged(network: nn.Module) -> None:
+    """What the backbone is cannot be told while an adapter is folded into it.
+
+    Raises:
+        ValueError: an adapter is merged.
+    """
+    merged = [name for name, record in adapters_of(network).items() if record.merged]
+    if merged:
+        raise ValueError(
+            f"adapter {merged[0]!r} is merged into the backbone; call unmerge(network, {merged[0]!r}) first, or fold it in for "
+            f"good with merge_and_unload(network, {merged[0]!r})"
+        )
 
 
 @contextmanager
@@ -262,7 +282,7 @@ def keep_frozen(network: nn.Module) -> None:
     """
 
     def visit(module: nn.Module, outer_trains: bool) -> None:
-        inside = list(module.parameters())
+        inside = [p for n, p in module.named_parameters() if "deltas" not in n.split(".")]
         trains = all(p.requires_grad for p in inside) if inside else outer_trains
         if isinstance(module, _PINNED):
             if trains:
@@ -309,7 +329,7 @@ def _matching(network: nn.Module, pattern: str) -> list[nn.Parameter]:
     found = [
         parameter
         for name, parameter in network.named_parameters()
-        if any(fnmatchcase(part, pattern) for part in _prefixes(name))
+        if "deltas" not in name.split(".") and any(fnmatchcase(part, pattern) for part in _prefixes(name))
     ]
     if not found:
         modules = ", ".join(n for n, _ in network.named_children())

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from monai_petl.adapt import (
     find_record,
     keep_frozen,
     named_tensors,
+    refuse_merged,
     refuse_shared,
     restored_on_error,
     versions,
@@ -37,6 +38,7 @@ from monai_petl.deltas import (
     install_replacements,
     merge_deltas,
     remove_deltas,
+    require_backups,
     set_deltas_enabled,
     unmerge_deltas,
 )
@@ -78,7 +80,7 @@ def backbone_state_dict(network: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: an adapter is merged into it.
     """
-    _refuse_merged(network)
+    refuse_merged(network)
     own = {n for record in adapters_of(network).values() for n in record.tensors}
     before = {n: t for record in adapters_of(network).values() for n, t in record.originals.items()}
     return {n: before.get(n, t) for n, t in network.state_dict().items() if n in before or n not in own}
@@ -121,7 +123,7 @@ def save_adapter(
         "versions": json.dumps(versions()),
         "fingerprint": json.dumps(_fingerprint(network, record), separators=(",", ":")),
     }
-    _refuse_merged(network)
+    refuse_merged(network)
     tensors = {_file_name(n, name): t for n, t in adapter_state_dict(network, name).items()}
     return write_tensors(path, tensors, header, "the adapter")
 
@@ -205,7 +207,7 @@ def load_adapter(
         ]
     except TypeError as error:
         raise AdapterFileError(f"{path} has an option that is not known here: {error}. Update monai-petl") from error
-    _refuse_merged(network)
+    refuse_merged(network)
     _check_fingerprint(network, path, header)
     name = name or header["name"]
     with restored_on_error(network):
@@ -232,17 +234,18 @@ def load_adapter(
 def remove_adapter(network: nn.Module, name: str | None = None) -> None:
     """Take an adapter away; backbone tensors that it trained get back their values from before."""
     name, record = find_record(network, name)
-    if record.merged:
-        unmerge(network, name)
-    if record.enabled:
-        _exchange(network, record)
-    for method in reversed(record.methods):
-        method.detach(network, name)
-    remove_deltas(network, name)
-    for n, tensor in named_tensors(network):
-        if n in record.originals:
-            tensor.requires_grad_(False)
-    del adapters_of(network)[name]
+    with _unmerged(network):
+        if record.enabled:
+            _exchange(network, record)
+        for method in reversed(record.methods):
+            method.detach(network, name)
+        remove_deltas(network, name)
+        records = adapters_of(network)
+        del records[name]
+        others = {n for other in records.values() for n in other.originals}
+        for n, tensor in named_tensors(network):
+            if n in record.originals and n not in others:
+                tensor.requires_grad_(False)
     keep_frozen(network)
 
 
@@ -257,6 +260,8 @@ def merge(network: nn.Module, name: str | None = None, keep_backup: bool = True)
     Raises:
         TypeError: the method cannot be merged.
         ValueError: it is merged already, is switched off, or another adapter comes before it at some layer.
+
+    Train before merging: :func:`unmerge` puts the weights from before back, and what was trained since is lost.
     """
     name, record = find_record(network, name)
     if record.merged:
@@ -273,7 +278,7 @@ def merge(network: nn.Module, name: str | None = None, keep_backup: bool = True)
         for method in reversed(merged):
             method.unmerge(network, name)
         raise
-    record.merged = True
+    record.merged = 1 + max(other.merged for other in adapters_of(network).values())
     return network
 
 
@@ -286,10 +291,13 @@ def unmerge(network: nn.Module, name: str | None = None) -> nn.Module:
     name, record = find_record(network, name)
     if not record.merged:
         raise ValueError(f"adapter {name!r} is not merged")
+    last = _merged(network)[-1]
+    if last != name:
+        raise ValueError(f"adapter {last!r} was merged after {name!r}; unmerge it first")
     unmerge_deltas(network, name)
     for method in reversed(record.methods):
         method.unmerge(network, name)
-    record.merged = False
+    record.merged = 0
     return network
 
 
@@ -297,9 +305,15 @@ def merge_and_unload(network: nn.Module, name: str | None = None) -> nn.Module:
     """Fold an adapter into the backbone for good and forget it: layers, names and exports are those of a plain network.
 
     Raises:
-        TypeError, ValueError: as :func:`merge`.
+        TypeError, ValueError: as :func:`merge`; the network has other adapters.
     """
     name, record = find_record(network, name)
+    others = [other for other in adapters_of(network) if other != name]
+    if others:
+        raise ValueError(
+            f"the network has other adapters, for which the backbone would change: {', '.join(others)}. Save and remove them "
+            f"first: remove_adapter(network, {others[0]!r})"
+        )
     if not record.merged:
         merge(network, name, keep_backup=False)
     for method in reversed(record.methods):
@@ -313,6 +327,7 @@ def merge_and_unload(network: nn.Module, name: str | None = None) -> nn.Module:
 
 def backbone_loaded(network: nn.Module) -> None:
     """Take the backbone's weights of now as those from before training: call it when they were loaded after :func:`adapt`."""
+    refuse_merged(network)
     own = dict(named_tensors(network))
     for record in adapters_of(network).values():
         record.originals = {n: own[n].detach().cpu().clone() for n in record.originals}
@@ -323,30 +338,31 @@ def backbone_loaded(network: nn.Module) -> None:
 def activate(network: nn.Module, *names: str) -> nn.Module:
     """Let the named adapters contribute and all others not, without rebuilding anything; without names, the plain backbone.
 
-    A merged adapter that is switched off is unmerged. Who trains stays as it is.
+    A merged adapter that is switched off is unmerged, and so is one above an adapter that is switched on. Who trains stays
+    as it is.
 
     Raises:
         ValueError: there is no such adapter, or two of them train the same tensor of the backbone.
     """
     records = adapters_of(network)
-    for name in names:
+    chosen = list(dict.fromkeys(names))
+    for name in chosen:
         find_record(network, name)
     trained: dict[str, str] = {}
-    for name in names:
+    for name in chosen:
         for n in records[name].originals:
             if n in trained:
                 raise ValueError(
                     f"adapters {trained[n]!r} and {name!r} both train {n}; only one of them can be switched on"
                 )
             trained[n] = name
-    for name in reversed(records):
-        if name not in names and records[name].enabled:
-            if records[name].merged:
-                unmerge(network, name)
-            _switch(network, name, False)
-    for name in names:
-        if not records[name].enabled:
-            _switch(network, name, True)
+    with _unmerged(network):
+        for name in reversed(records):
+            if name not in chosen and records[name].enabled:
+                _switch(network, name, False)
+        for name in chosen:
+            if not records[name].enabled:
+                _switch(network, name, True)
     return network
 
 
@@ -360,23 +376,57 @@ def disabled(network: nn.Module, name: str | None = None) -> Iterator[nn.Module]
             before = network(image)
     """
     records = dict([find_record(network, name)] if name else adapters_of(network).items())
-    merged: list[str] = []
+    merged = _unmerge_all(network)
     switched: list[str] = []
     try:
         for other, record in reversed(records.items()):  # the last first: it was trained on top of the others
-            if not record.enabled:
-                continue
-            if record.merged:
-                unmerge(network, other)
-                merged.append(other)
-            _switch(network, other, False)
-            switched.append(other)
+            if record.enabled:
+                _switch(network, other, False)
+                switched.append(other)
+        if name:
+            _merge_again(network, merged)
         yield network
     finally:
+        if name:
+            _unmerge_all(network)
         for other in reversed(switched):
             _switch(network, other, True)
-        for other in reversed(merged):
-            merge(network, other)
+        _merge_again(network, merged)
+
+
+@contextmanager
+def _unmerged(network: nn.Module) -> Iterator[None]:
+    """Within the block no adapter is merged; those that can be are merged again behind it."""
+    merged = _unmerge_all(network)
+    try:
+        yield
+    finally:
+        _merge_again(network, merged)
+
+
+def _unmerge_all(network: nn.Module) -> list[str]:
+    """Unmerge all adapters, or none when one cannot be; returns them in the order in which they were merged."""
+    merged = _merged(network)
+    for name in merged:
+        require_backups(network, name)
+    for name in reversed(merged):
+        unmerge(network, name)
+    return merged
+
+
+def _merge_again(network: nn.Module, names: Sequence[str]) -> None:
+    """Merge those that are there and switched on, in the order in which they were attached; one above another that is not
+    merged cannot be, and stays beside the weights."""
+    for name, record in adapters_of(network).items():
+        if name in names and record.enabled and not record.merged:
+            with suppress(ValueError):
+                merge(network, name)
+
+
+def _merged(network: nn.Module) -> list[str]:
+    """The merged adapters, in the order in which they were merged."""
+    merged = [(record.merged, name) for name, record in adapters_of(network).items() if record.merged]
+    return [name for _, name in sorted(merged)]
 
 
 def _switch(network: nn.Module, name: str, enabled: bool) -> None:
@@ -415,14 +465,6 @@ def _assign(network: nn.Module, values: Mapping[str, Tensor]) -> None:
             tensor.copy_(values[n])
 
 
-def _refuse_merged(network: nn.Module) -> None:
-    merged = [name for name, record in adapters_of(network).items() if record.merged]
-    if merged:
-        raise ValueError(
-            f"adapter {merged[0]!r} is merged into the backbone; call unmerge(network, {merged[0]!r}) first"
-        )
-
-
 def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, str]:
     """Name -> hash of every tensor that the adapter was trained against: all but its own and those of other tasks.
 
@@ -443,7 +485,7 @@ def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, 
 
 def _file_name(tensor: str, adapter: str) -> str:
     """A delta's tensor without the adapter's name: ``qkv.deltas.lora_kidney.A`` is ``qkv.lora_A`` in files."""
-    return re.sub(rf"\.deltas\.([a-z_]+)_{re.escape(adapter)}\.", r".\1_", tensor)
+    return re.sub(rf"(^|\.)deltas\.([^.]+)_{re.escape(adapter)}\.", r"\1\2_", tensor)
 
 
 def _hash(tensor: Tensor) -> str:

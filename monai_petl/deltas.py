@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "install_replacements",
     "merge_deltas",
     "remove_deltas",
+    "require_backups",
     "set_deltas_enabled",
     "unmerge_deltas",
 ]
@@ -204,24 +205,28 @@ def merge_deltas(network: nn.Module, adapter: str, keep_backup: bool = True) -> 
 
 @torch.no_grad()
 def unmerge_deltas(network: nn.Module, adapter: str) -> None:
-    """Put the parameters from before merging back, bit for bit.
+    """Put the parameters from before merging back, bit for bit. The adapter is the one that was merged last.
 
     Raises:
-        ValueError: they were not kept, or another adapter was merged on top.
+        ValueError: they were not kept.
     """
     merged = [(layer, delta) for layer, delta in deltas_of(network, adapter) if delta.merged]
-    for layer, _ in merged:
-        last = [d for d in cast(Any, layer).deltas.values() if d.merged][-1]
-        if last.adapter != adapter:
-            raise ValueError(f"adapter {last.adapter!r} was merged on top of {adapter!r}; unmerge it first")
-    if any(delta.backup is None for _, delta in merged):
+    require_backups(network, adapter)
+    for layer, delta in reversed(merged):
+        _assign(layer, delta.backup or {})
+        delta.merged, delta.active, delta.backup = False, delta.enabled, None
+
+
+def require_backups(network: nn.Module, adapter: str) -> None:
+    """
+    Raises:
+        ValueError: the adapter was merged for good.
+    """
+    if any(delta.merged and delta.backup is None for _, delta in deltas_of(network, adapter)):
         raise ValueError(
             f"adapter {adapter!r} was merged with keep_backup=False: the weights from before are gone. Load the backbone and "
             "the adapter again"
         )
-    for layer, delta in reversed(merged):
-        _assign(layer, delta.backup or {})
-        delta.merged, delta.active, delta.backup = False, delta.enabled, None
 
 
 def _assign(layer: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -238,9 +243,14 @@ def _adapted_class(base: type[nn.Module]) -> type[nn.Module]:
         mixin = _AdaptedLayer if _has_one_input(base) else _AdaptedBlock
         members: dict[str, Any] = {"base_forward": _renamed(base.forward), "__module__": __name__}
         if issubclass(base, nn.Sequential):  # which calls all that it holds
-            members["__iter__"] = lambda self: (m for n, m in self._modules.items() if n != "deltas")
+            members |= {"__iter__": _layers_alone, "__len__": lambda self: len(self._modules) - 1}
+            members["__getitem__"] = lambda self, index: list(self)[index]
         _CLASSES[base] = type(f"Adapted{base.__name__}", (mixin, base), members)
     return _CLASSES[base]
+
+
+def _layers_alone(sequential: nn.Sequential) -> Iterator[nn.Module]:
+    return (module for name, module in sequential._modules.items() if name != "deltas" and module is not None)
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}

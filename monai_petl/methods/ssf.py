@@ -80,8 +80,13 @@ class SSF(Method):
             layer: Any = site.layer
             if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
                 raise TypeError(f"SSF scales channels; {site.name} normalises {layer.normalized_shape} values at once")
+            if site.slots and len(site.slots) < 3:
+                raise ValueError(
+                    f"SSF scales the whole of {site.name}, which makes queries, keys and values; give all of 'q', 'k' and 'v'"
+                )
             dim = -1 if isinstance(layer, nn.Linear | nn.LayerNorm) else 1
-            add_delta(layer, SSFDelta(_channels(layer), dim, self.init == "published"), name)
+            delta = SSFDelta(_channels(layer), dim, self.init == "published")
+            add_delta(layer, delta.to(next(network.parameters())), name)  # a norm may have no parameters to go by
 
 
 def _channels(layer: Any) -> int:

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.networks.nets import UNet
+from monai.networks.nets import (
+    UNETR,
+    DenseNet,
+    DynUNet,
+    FlexibleUNet,
+    ResNet,
+    SegResNet,
+    SwinUNETR,
+    UNet,
+    ViT,
+)
 from torch import Tensor, nn
 
 from monai_petl.adapt import Method
@@ -23,10 +33,22 @@ from monai_petl.methods.targets import (
     transformer_blocks,
     unused_parameters,
 )
+from monai_petl.networks import ViTSegmenter
 
 __all__ = ["BiasOnly", "FullFineTuning", "HeadOnly", "LastBlocks", "NormOnly"]
 
-HEADS = ("decoder", "classification_head", "out", "conv_final", "output_block", "class_layers", "fc", "model.2")
+HEADS: dict[type[nn.Module], str] = {
+    ViTSegmenter: "decoder",
+    ViT: "classification_head",
+    UNETR: "out",
+    SwinUNETR: "out",
+    SegResNet: "conv_final",
+    DynUNet: "output_block",
+    UNet: "model.2",
+    FlexibleUNet: "segmentation_head",
+    ResNet: "fc",
+    DenseNet: "class_layers",
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,7 @@ class HeadOnly(Method):
     head: str | None = None
 
     def attach(self, network: nn.Module, name: str) -> None:
-        head = self.head or next((n for n in HEADS if _has(network, n)), None)
+        head = self.head or next((name for kind, name in HEADS.items() if isinstance(network, kind)), None)
         if head is None or not _has(network, head):
             parts = ", ".join(n for n, _ in network.named_children())
             what = f"no head called {head!r}" if head else "no head that is known here"
@@ -116,9 +138,8 @@ class HeadOnly(Method):
         if isinstance(network, UNet) and head == "model.2":
             last: nn.Module = network.model[2]
             first, second = network.channels[:2]
-            width = first + (
-                first if len(network.channels) > 2 else second
-            )  # the stage joins its skip and what is below
+            below = first if len(network.channels) > 2 else second
+            width = first + below  # the stage joins its skip and what is below
             new = network._get_up_layer(width, self.num_classes, network.strides[0], True)
         else:
             _train(network, [f"{head}.{n}" for n, _ in network.get_submodule(head).named_parameters()])
@@ -176,12 +197,16 @@ def _like(layer: Any, outputs: int) -> nn.Module:
             return nn.Linear(layer.in_features, outputs, bias)
         kinds = CONVOLUTIONS if isinstance(layer, CONVOLUTIONS) else TRANSPOSED
         kind = kinds[len(layer.kernel_size) - 1]
+        options = {"output_padding": layer.output_padding} if layer.transposed else {}
         return kind(
             layer.in_channels,
             outputs,
             layer.kernel_size,
             layer.stride,
             layer.padding,
+            groups=layer.groups,
             dilation=layer.dilation,
             bias=bias,
+            padding_mode=layer.padding_mode,
+            **options,
         )

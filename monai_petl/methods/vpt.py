@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from monai_petl.adapt import Method
 from monai_petl.deltas import Delta, add_delta
-from monai_petl.methods.targets import transformer_blocks
+from monai_petl.methods.targets import transformer_blocks, vision_transformers
 
 __all__ = ["VPT"]
 
@@ -82,7 +82,7 @@ class WindowPrompts(PromptDelta):
         b, n, c = x.shape
         heads = attention.num_heads
         q, k, v = attention.qkv(x).view(b, n, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (B', heads, N, C / heads) each
-        deltas = cast(nn.ModuleDict, attention.deltas).values()
+        deltas = cast(Any, attention).deltas.values()
         prompted = [
             d for d in deltas if isinstance(d, WindowPrompts) and d.active
         ]  # of all adapters; only the last runs
@@ -106,7 +106,13 @@ class WindowPrompts(PromptDelta):
             dropout_p=attention.attn_drop.p if attention.attn_drop.training else 0.0,
             scale=attention.scale,
         )
-        return attention.proj_drop(attention.proj(out.flatten(0, 1).transpose(1, 2).reshape(b, n, c)))
+        y = attention.proj_drop(attention.proj(out.flatten(0, 1).transpose(1, 2).reshape(b, n, c)))
+        for delta in deltas:  # those before this one, which ``run`` would have applied
+            if delta is self:
+                break
+            if delta.active and not isinstance(delta, WindowPrompts):
+                y = delta(x, y)
+        return y
 
 
 @dataclass(frozen=True)
@@ -136,11 +142,17 @@ class VPT(Method):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         blocks = transformer_blocks(network)
-        stream: list[Tensor] = []
+        transformers = [n for n, _ in vision_transformers(network)]
+        owners = [
+            next((t for t in transformers if n.startswith(f"{t}." if t else "")), n.rpartition(".")[0])
+            for n, _ in blocks
+        ]
+        streams: dict[str, list[Tensor]] = {owner: [] for owner in owners}
         for place, (block_name, block) in enumerate(blocks):
-            width = block.norm1.normalized_shape[0]
+            width, owner = block.norm1.normalized_shape[0], owners[place]
+            is_first, is_last = owner not in owners[:place], owner not in owners[place + 1 :]
             if isinstance(block, SwinTransformerBlock):
-                if self.deep or place == 0:
+                if self.deep or is_first:
                     prompts = WindowPrompts(self.num_tokens, width, self.dropout, block.norm1)
                     add_delta(block.attn, prompts, name)
                 continue
@@ -152,5 +164,5 @@ class VPT(Method):
             if self.deep:
                 add_delta(block, BlockPrompts(self.num_tokens, width, self.dropout), name)
             else:
-                first = PromptDelta(self.num_tokens, width, self.dropout) if place == 0 else None
-                add_delta(block, Carried(stream, place == len(blocks) - 1, first), name)
+                first = PromptDelta(self.num_tokens, width, self.dropout) if is_first else None
+                add_delta(block, Carried(streams[owner], is_last, first), name)

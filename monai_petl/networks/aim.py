@@ -124,6 +124,7 @@ def _take_over(network: nn.Module, source: nn.Module, kind: type[nn.Module], emb
             f"{type(network).__name__} needs a {kind.__name__} with spatial_dims=2, got one with patches of {patch}; a 3D one "
             "sees depth as it is, use LoRA() or VPETL() with it"
         )
+    slices_of(source)  # made now, so that both share it
     nn.Module.__init__(network)
     vars(network).update({name: value for name, value in vars(source).items() if name not in vars(network)})
     network.training = source.training

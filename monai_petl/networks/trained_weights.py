@@ -76,6 +76,11 @@ def load_swin_unetr(network: SwinUNETR, path: str | os.PathLike | None) -> SwinU
         _monai_name(n): t
         for n, t in _tensors(read_state_dict(path, "Give the backbone's place as --pretrained_path")).items()
     }
+    if any("deltas" in n.split(".") for n in state):
+        raise ValueError(
+            f"{path} is an adapted network; fold its adapter in with merge_and_unload(network) and save that, or "
+            "take the file that it was trained from"
+        )
     own = {n: t for n, t in network.state_dict().items() if "deltas" not in n.split(".")}
     part = "swinViT." if not any(n.startswith("swinViT.") for n in state) else ""
     state = {f"{part}{n}": t for n, t in state.items()}
