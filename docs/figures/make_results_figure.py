@@ -1,4 +1,4 @@
-"""Draws docs/figures/results.png and inflation_results.png: Dice by what is trained, from the recorded runs.
+"""Draws docs/figures/results.png, inflation_results.png and methods_results.png: Dice by what is trained, from the recorded runs.
 
 Run from the checkout: python docs/figures/make_results_figure.py
 """
@@ -35,6 +35,10 @@ FIGURES = {  # file -> title of the axes; runs, labelled volumes and title of ev
             ("inflation_brain", 3, "Brain tissue, 3 labelled volumes"),
         ),
     ),
+    "methods_results.png": (
+        "mean Dice, %",
+        (("methods_hippocampus", 3, "Hippocampus, 3 labelled volumes: method and values that train"),),
+    ),
 }
 
 
@@ -42,8 +46,9 @@ def main() -> None:
     """Write the figures."""
     for file, (axis, panels) in FIGURES.items():
         height = 1.2 + 0.25 * len(variants(panels[0][0]))
-        figure, axes = plt.subplots(1, len(panels), figsize=(12, height), sharey=True, layout="constrained")
-        for ax, (name, labelled, title) in zip(axes, panels, strict=True):
+        size = (min(12, 4 + 4 * len(panels)), height)
+        figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        for ax, (name, labelled, title) in zip(axes[0], panels, strict=True):
             draw(ax, name, labelled)
             ax.set_title(title, fontsize=11)
             ax.set_xlabel(axis)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR, UNet, ViT
+from monai.networks.nets import UNETR, DenseNet, DynUNet, ResNet, SegResNet, SwinUNETR, UNet, ViT
 from torch import Tensor, nn
 
 from monai_petl.networks import ViTSegmenter
@@ -50,6 +50,14 @@ def segresnet() -> SegResNet:
 def dynunet(deep_supervision: bool = False) -> DynUNet:
     options = {"filters": [4, 8, 8], "deep_supervision": deep_supervision}
     return DynUNet(2, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], **options)
+
+
+def resnet() -> ResNet:
+    return ResNet("basic", [1, 1, 1, 1], [4, 8, 8, 8], spatial_dims=2, n_input_channels=1, num_classes=3)
+
+
+def densenet() -> DenseNet:
+    return DenseNet(2, 1, 3, init_features=4, growth_rate=4, block_config=(2, 2))
 
 
 def segmenter() -> ViTSegmenter:

@@ -26,8 +26,10 @@ from tests.conftest import differing, frozen, state_of
 from tests.methods.small_networks import (
     NETWORKS,
     build,
+    densenet,
     dynunet,
     output,
+    resnet,
     segmenter,
     segresnet,
     shaken,
@@ -50,6 +52,8 @@ HEADS = {  # network, its head, and the head's layer that makes the classes
     "UNet": (unet, "model.2", "model.2"),
     "UNet of two levels": (lambda: unet((4, 8)), "model.2", "model.2"),
     "UNet without residuals": (lambda: unet(num_res_units=0), "model.2", "model.2"),
+    "ResNet": (resnet, "fc", "fc"),
+    "DenseNet": (densenet, "class_layers", "class_layers.out"),
     "ViTSegmenter": (segmenter, "decoder", None),
 }
 EDGE = {"UNETR": 32, "SwinUNETR": 64}
@@ -275,7 +279,7 @@ def test_a_head_of_any_name():
             ValueError,
             "this ViT has no head called 'neck'; give its name as head=, its parts",
         ),
-        (lambda: vit(classification=False), HeadOnly(), ValueError, "this ViT has no head that is known here"),
+        (lambda: vit(classification=False), HeadOnly(), ValueError, "this ViT has no head called 'classification_head'"),
         (lambda: dynunet(True), HeadOnly(5), ValueError, "this DynUNet has further heads for deep supervision"),
         (vit, HeadOnly(5, head="norm"), ValueError, "the head 'norm' has no linear layer and no convolution"),
     ],
