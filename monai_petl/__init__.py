@@ -7,19 +7,14 @@ from monai_petl import inflation, losses, methods, networks
 from monai_petl.adapt import Method, adapt, trainable_parameters
 from monai_petl.adapters import (
     AdapterFileError,
-    activate,
     adapter_state_dict,
     backbone_state_dict,
-    disabled,
     inspect_adapter,
     load_adapter,
-    merge,
-    merge_and_unload,
-    remove_adapter,
     save_adapter,
-    unmerge,
 )
 from monai_petl.summary import Summary, summary
+from monai_petl.switching import activate, disabled, merge, merge_and_unload, remove_adapter, unmerge
 
 __version__ = "0.1.0"
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import monai_petl as mp
 from monai_petl.adapt import adapters_of
-from monai_petl.adapters import backbone_loaded
 from monai_petl.deltas import Delta, deltas_of
 from monai_petl.methods import AIM, SSF, VPT, BiasOnly, FullFineTuning, HeadOnly, LoRA
 from monai_petl.networks import AIMViT, load_swin_unetr
+from monai_petl.switching import backbone_loaded
 from tests.conftest import differing, state_of, train
 
 SMALL = {"hidden_size": 24, "mlp_dim": 48, "num_layers": 2, "num_heads": 2}

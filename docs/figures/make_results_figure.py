@@ -1,4 +1,4 @@
-"""Draws docs/figures/results.png, inflation_results.png and methods_results.png: Dice by what is trained, from the recorded runs.
+"""Draws results.png, inflation_results.png and methods_results.png: Dice by what is trained, from the recorded runs.
 
 Run from the checkout: python docs/figures/make_results_figure.py
 """

@@ -86,7 +86,8 @@ class SSF(Method):
                 )
             dim = -1 if isinstance(layer, nn.Linear | nn.LayerNorm) else 1
             delta = SSFDelta(_channels(layer), dim, self.init == "published")
-            add_delta(layer, delta.to(next(network.parameters())), name)  # a norm may have no parameters to go by
+            like = next(network.parameters(), delta.scale)  # a norm may have no parameters to go by
+            add_delta(layer, delta.to(like), name)
 
 
 def _channels(layer: Any) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from monai_petl.adapt import adapters_of
-from monai_petl.adapters import inspect_adapter, load_adapter, remove_adapter
+from monai_petl.adapters import inspect_adapter, load_adapter
 from monai_petl.networks.punet import PUNet
 from monai_petl.networks.state_files import read_state_dict
+from monai_petl.switching import remove_adapter
 
 __all__ = ["load_punet", "load_punet_backbone"]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from monai.networks.nets import ViT
 
-from monai_petl.adapters import backbone_loaded
 from monai_petl.inflation import ViTArchitecture, convert_checkpoint, load_pretrained
 from monai_petl.inflation.attention_bias import RelativePositionBias, add_attention_bias
 from monai_petl.inflation.files import set_eps
 from monai_petl.inflation.options import patch_of
 from monai_petl.inflation.tensor_rules import Mode
 from monai_petl.networks.vit_segmenter import ViTSegmenter
+from monai_petl.switching import backbone_loaded
 
 __all__ = ["load_backbone", "vit_backbone"]
 

@@ -11,8 +11,9 @@ from monai.networks.nets import SwinUNETR
 from torch import Tensor, nn
 
 from monai_petl.adapt import adapters_of
-from monai_petl.adapters import backbone_loaded, load_adapter, remove_adapter
+from monai_petl.adapters import load_adapter
 from monai_petl.networks.state_files import read_state_dict
+from monai_petl.switching import backbone_loaded, remove_adapter
 
 __all__ = ["load_swin_unetr", "load_trained"]
 

@@ -279,7 +279,12 @@ def test_a_head_of_any_name():
             ValueError,
             "this ViT has no head called 'neck'; give its name as head=, its parts",
         ),
-        (lambda: vit(classification=False), HeadOnly(), ValueError, "this ViT has no head called 'classification_head'"),
+        (
+            lambda: vit(classification=False),
+            HeadOnly(),
+            ValueError,
+            "this ViT has no head called 'classification_head'",
+        ),
         (lambda: dynunet(True), HeadOnly(5), ValueError, "this DynUNet has further heads for deep supervision"),
         (vit, HeadOnly(5, head="norm"), ValueError, "the head 'norm' has no linear layer and no convolution"),
     ],
