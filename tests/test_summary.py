@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 
 import pytest
 import torch
@@ -110,3 +111,16 @@ def test_step_seconds_is_the_median_after_a_warm_up(monkeypatch):
 
     assert step_seconds(step, repeats=3) == pytest.approx(0.2)
     assert next(durations, None) is None
+
+
+def test_counting_what_is_kept_keeps_nothing_itself():
+    network, x = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1)), torch.randn(2, 4)
+    outputs = []
+
+    def forward():
+        y = network(x)
+        outputs.append(weakref.ref(y))
+        return y.sum()
+
+    assert saved_activation_bytes(network, forward) > 0
+    assert outputs[0]() is None
