@@ -23,7 +23,6 @@ from monai_petl import (
     activate,
     adapt,
     adapter_state_dict,
-    adapters,
     backbone_state_dict,
     inspect_adapter,
     load_adapter,
@@ -39,6 +38,7 @@ from monai_petl.deltas import add_delta, deltas_of, merge_deltas, remove_deltas,
 from monai_petl.methods import PRESETS, ROLES, LoRA
 from monai_petl.methods.lora_layers import ConvLoRA, DoRADelta, FusedLoRA, LinearLoRA, TransposedLoRA, lora_delta
 from monai_petl.methods.targets import Site, backbone_modules
+from monai_petl.switching import backbone_loaded
 from tests.conftest import differing, frozen, shake_statistics, state_of, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rank saves nothing")
@@ -687,7 +687,7 @@ def test_a_checkpoint_loaded_afterwards_gives_dora_its_lengths_when_told():
     trained, image = vit(), image_for(vit)
     network = adapt(vit(), LoRA(rank=2, dora=True))
     network.load_state_dict(trained.state_dict())
-    adapters.backbone_loaded(network)
+    backbone_loaded(network)
     assert torch.allclose(output(network, image), output(trained, image), atol=1e-6)
 
 

@@ -135,7 +135,7 @@ def test_an_exported_adapter_computes_the_same_when_imported(make, options, tmp_
     first, second = load_file(tmp_path / "new" / "folder" / TENSORS), load_file(tmp_path / "again" / TENSORS)
     assert list(first) == list(second)
     assert differing(first, second) == set()
-    config, other = [json.loads((tmp_path / f / CONFIG).read_text()) for f in ("new/folder", "again")]
+    config, other = [json.loads((tmp_path / f / CONFIG).read_text(encoding="utf-8")) for f in ("new/folder", "again")]
     assert config == other
 
 
@@ -154,7 +154,7 @@ def test_the_files_have_the_names_and_numbers_of_peft(tmp_path):
     assert torch.equal(b[:24, :3], own[0])
     assert torch.equal(b[48:, 3:], own[1])
     assert b.count_nonzero() == own.count_nonzero()
-    config = json.loads((tmp_path / CONFIG).read_text())
+    config = json.loads((tmp_path / CONFIG).read_text(encoding="utf-8"))
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 6, 12, "none")
     assert config["rank_pattern"] == {"^blocks.1.mlp.linear1": 3}
     assert config["alpha_pattern"] == {"^blocks.1.mlp.linear1": 6}
@@ -305,8 +305,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), "no adapter of peft: .*adapter_config.json is missing"),
     "no tensors": (lambda f: (f / TENSORS).unlink(), "adapter_model.safetensors is missing .*pickle"),
     "truncated": (lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-8]), "is damaged.*export it again"),
-    "text": (lambda f: (f / CONFIG).write_text("r = 8"), "adapter_config.json is damaged"),
-    "list": (lambda f: (f / CONFIG).write_text("[8]"), "adapter_config.json is damaged"),
+    "text": (lambda f: (f / CONFIG).write_text("r = 8", encoding="utf-8"), "adapter_config.json is damaged"),
+    "list": (lambda f: (f / CONFIG).write_text("[8]", encoding="utf-8"), "adapter_config.json is damaged"),
     "method": (lambda f: rewrite(f, lambda c: c.update(peft_type="IA3")), "is of the method IA3; only LORA is read"),
     "no alpha": (lambda f: rewrite(f, lambda c: c.pop("lora_alpha")), "damaged .KeyError: 'lora_alpha'"),
     "bad alpha": (lambda f: rewrite(f, lambda c: c.update(lora_alpha="x")), "damaged .ValueError"),
