@@ -97,7 +97,7 @@ class AdapterRecord:
         also_train: the patterns that were given besides.
         tensors: names of the adapter's tensors in the network's state dict.
         originals: values of those among them that belong to the backbone, from before training (on the CPU).
-        merged: whether the delta is folded into the backbone at present, as the how manieth; 0 when it is not.
+        merged: place in the order of merging, from 1; 0 when the delta is not folded into the backbone at present.
         enabled: whether it contributes at present.
         trained: values of the tensors in ``originals`` while the adapter is switched off.
     """

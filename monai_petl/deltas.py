@@ -56,7 +56,7 @@ class Delta(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The new output, from the layer's input and output (not changed in place)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, y), or around() at a block")
 
     def around(self, block: nn.Module, run: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The new output of a block; ``run`` is the block's own forward, with the deltas that were added before."""

@@ -245,8 +245,6 @@ def _switch(network: nn.Module, name: str, enabled: bool) -> None:
     record = adapters_of(network)[name]
     if enabled:
         refuse_shared(network, record.originals)
-        _assign(network, record.trained)
-        record.trained = {}
     switched: list[Method] = []
     try:
         for method in record.methods if enabled else reversed(record.methods):
@@ -257,8 +255,9 @@ def _switch(network: nn.Module, name: str, enabled: bool) -> None:
             method.set_enabled(network, name, not enabled)
         raise
     set_deltas_enabled(network, name, enabled)
-    if not enabled:
-        record.trained = _exchange(network, record)
+    if enabled:
+        _assign(network, record.trained)
+    record.trained = {} if enabled else _exchange(network, record)
     record.enabled = enabled
 
 

@@ -265,15 +265,12 @@ def test_the_table_of_variants_is_complete_and_its_counts_are_right():
 
 
 @pytest.mark.parametrize("card", [card for card, text in TEXTS.items() if "| id `method` |" in text], ids=name_of)
-def test_the_table_of_methods_is_complete_and_its_counts_are_right(card):
+def test_counts_in_the_table_of_methods_are_right(card):
     table = {row[0].strip("`"): row for row in rows(card, "## Network and method")}
+    assert len(table) > 5
     assert list(table) == [method for method in METHODS if method in table]
-    for method in METHODS:
-        if method in table:
-            assert table[method][2] == f"{summary(network_of_config(CARDS[card], method=method)).trainable:,}", method
-        else:
-            with pytest.raises(RuntimeError, match="adapt_by_name"):
-                network_of_config(CARDS[card], method=method)
+    for method, row in table.items():
+        assert row[2] == f"{summary(network_of_config(CARDS[card], method=method)).trainable:,}", method
 
 
 def test_the_page_of_punet_has_the_counts_of_its_blocks():

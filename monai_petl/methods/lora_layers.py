@@ -49,7 +49,7 @@ class LoRADelta(Delta):
 
     def weight(self) -> Tensor:
         """What is added to the layer's weight, of the weight's shape."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define weight()")
 
     def rows(self, layer: nn.Module) -> Tensor:
         """Numbers of the layer's outputs that this delta touches."""
