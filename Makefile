@@ -17,12 +17,12 @@ env: .venv/ready
 demo: env
 	OMP_WAIT_POLICY=passive $(BIN)/python -m monai_petl demo --out demo $(if $(DATA),--data "$(DATA)")
 
-# One thread: small tensors gain nothing from more, and lose a great deal on a busy machine.
+# One thread: small tensors gain nothing from more, and lose a great deal on a busy machine. Two processes, a file each.
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -X warn_default_encoding -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -X warn_default_encoding -m pytest --numprocesses 2 --dist loadfile
 
 # The MR table of docs/results.md, from the folder of the hippocampus data: make results DATA=path
 results: env

@@ -25,6 +25,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "last_blocks": [{"backbone_lr": 1e-5}, {"backbone_lr": 1e-4}],
     "full": [{"backbone_lr": 1e-5}, {"backbone_lr": 1e-4}],
 }
+FEWER_WINDOWS = {"brain": {"batch_size": 1}}  # windows of a whole brain are large: two a step, not four
 CHOSEN = {  # which of the candidates was better on the validation volumes
     "head": 0,
     "lora": 0,
@@ -46,9 +47,7 @@ def tune(setting: str, data: str, weights: str, out: str, methods: tuple[str, ..
         for method in methods
         for i, options in enumerate(CANDIDATES[method])
     }
-    Comparison(bundle_copy(BUNDLE, out), data, settings_of(setting, weights), arms, {}).fill(
-        tuple(arms), (3,), (0,), "validation"
-    )
+    _comparison(setting, data, weights, out, arms).fill(tuple(arms), (3,), (0,), "validation")
 
 
 def train(
@@ -62,14 +61,17 @@ def train(
 ) -> None:
     """Train every method and score it on the test volumes; appends to OUT/runs.jsonl."""
     arms = {method: {"method": method, **CANDIDATES[method][CHOSEN[method]]} for method in methods}
-    Comparison(bundle_copy(BUNDLE, out), data, settings_of(setting, weights), arms, {}).fill(
-        methods, counts, seeds, "test"
-    )
+    _comparison(setting, data, weights, out, arms).fill(methods, counts, seeds, "test")
 
 
 def table(out: str) -> None:
     """Print the table of OUT/runs.jsonl in Markdown: mean ± standard deviation over the seeds."""
     quality.table(out, tuple(CANDIDATES), ("full", "head"))
+
+
+def _comparison(setting: str, data: str, weights: str, out: str, arms: dict[str, dict[str, Any]]) -> Comparison:
+    settings = {**settings_of(setting, weights), **FEWER_WINDOWS.get(setting, {})}
+    return Comparison(bundle_copy(BUNDLE, out), data, settings, arms, {})
 
 
 if __name__ == "__main__":

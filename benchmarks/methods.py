@@ -11,7 +11,7 @@ alone: the same without the transformer's backward pass, which is training the h
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import fire
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from monai_petl import Method, adapt, summary, trainable_parameters
 from monai_petl.methods import (
+    AIM,
     SSF,
     VPETL,
     VPT,
@@ -34,6 +35,7 @@ from monai_petl.methods import (
     LoRA,
     NormOnly,
 )
+from monai_petl.networks import AIMViT
 from monai_petl.summary import saved_activation_bytes
 
 METHODS: dict[str, Method] = {
@@ -46,6 +48,13 @@ METHODS: dict[str, Method] = {
     "BiasOnly": BiasOnly(),
     "NormOnly": NormOnly(),
     "LastBlocks(2)": LastBlocks(2),
+    "HeadOnly": HeadOnly(),
+}
+SLICE_METHODS: dict[str, Method] = {
+    "full fine-tuning": FullFineTuning(),
+    "AIM": AIM(),
+    "AIM(temporal=False)": AIM(temporal=False),
+    "LoRA": LoRA(),
     "HeadOnly": HeadOnly(),
 }
 FULL, HEAD, PROPAGATION, FROM_MLP = "full fine-tuning", "HeadOnly", "propagation", "propagation, first MLP"
@@ -63,6 +72,7 @@ class Task:
     head: Sequence[str]
     embedding: str
     first_mlp: str
+    methods: Mapping[str, Method]
 
     def loss(self, network: nn.Module) -> Tensor:
         scores = network(self.image)
@@ -70,7 +80,30 @@ class Task:
 
 
 def classification(size: int, batch_size: int) -> Task:
-    network = ViT(
+    image, label = torch.randn(batch_size, 3, size, size), torch.randint(0, 2, (batch_size,))
+    title = f"ViT-B, {batch_size} images of 3 x {size} x {size}, classification"
+    head, first = ["classification_head"], "blocks.0.norm2"
+    return Task(title, _vit(size), image, label, head, "patch_embedding", first, METHODS)
+
+
+def slices(size: int, count: int) -> Task:
+    """Each slice is classified; all but AIM with its temporal adapters see it by itself."""
+    image, label = torch.randn(1, 3, size, size, count), torch.randint(0, 2, (count,))
+    title = f"ViT-B over a volume of {count} slices of 3 x {size} x {size}, classification of slices"
+    head, first = ["classification_head"], "blocks.0.norm2"
+    return Task(title, AIMViT(_vit(size)), image, label, head, "patch_embedding", first, SLICE_METHODS)
+
+
+def segmentation(size: int) -> Task:
+    image, label = torch.randn(1, 1, size, size, size), torch.randint(0, 2, (1, size, size, size))
+    title = f"SwinUNETR of feature size 24, one volume of {size}^3; decoder and head train with every method"
+    network = SwinUNETR(1, 2, feature_size=24)
+    first = "swinViT.layers1.0.blocks.0.norm2"
+    return Task(title, network, image, label, ["encoder*", "decoder*", "out"], "swinViT.patch_embed", first, METHODS)
+
+
+def _vit(size: int) -> ViT:
+    return ViT(
         3,
         (size, size),
         (16, 16),
@@ -80,20 +113,11 @@ def classification(size: int, batch_size: int) -> Task:
         qkv_bias=True,
         post_activation=None,
     )
-    image, label = torch.randn(batch_size, 3, size, size), torch.randint(0, 2, (batch_size,))
-    title = f"ViT-B, {batch_size} images of 3 x {size} x {size}, classification"
-    return Task(title, network, image, label, ["classification_head"], "patch_embedding", "blocks.0.norm2")
 
 
-def segmentation(size: int) -> Task:
-    image, label = torch.randn(1, 1, size, size, size), torch.randint(0, 2, (1, size, size, size))
-    title = f"SwinUNETR of feature size 24, one volume of {size}^3; decoder and head train with every method"
-    network = SwinUNETR(1, 2, feature_size=24)
-    first = "swinViT.layers1.0.blocks.0.norm2"
-    return Task(title, network, image, label, ["encoder*", "decoder*", "out"], "swinViT.patch_embed", first)
-
-
-def main(repeats: int = 3, threads: int = 1, size: int = 224, batch_size: int = 2, volume: int = 96) -> None:
+def main(
+    repeats: int = 3, threads: int = 1, size: int = 224, batch_size: int = 2, depth: int = 8, volume: int = 96
+) -> None:
     """Forward pass, loss, backward pass and AdamW step, of every method in turns.
 
     Args:
@@ -101,16 +125,18 @@ def main(repeats: int = 3, threads: int = 1, size: int = 224, batch_size: int = 
         threads: 1 measures processor time, more measure time on the clock.
         size: edge of an image in pixels.
         batch_size: images a step.
+        depth: slices of the volume that AIM takes.
         volume: edge of a volume in voxels.
     """
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     tables, record, readings = [], {}, []
-    for key, task in (("vit", classification(size, batch_size)), ("swin_unetr", segmentation(volume))):
+    tasks = {"vit": classification(size, batch_size), "slices": slices(size, depth), "swin_unetr": segmentation(volume)}
+    for key, task in tasks.items():
         table, found = _measure(task, repeats)
         tables.append(f"{task.title}:\n\n{table}")
         record[key] = found
-        deltas = [m for m in METHODS if m != FULL and FLOORS.get(m) != HEAD]
+        deltas = [m for m in task.methods if m != FULL and FLOORS.get(m) != HEAD]
         times, kept = found["time_ratio"], found["kept_ratio"]
         readings.append(
             f"{type(task.network).__name__}: methods that reach the first block take {_range(times, deltas)} of the time of "
@@ -121,7 +147,7 @@ def main(repeats: int = 3, threads: int = 1, size: int = 224, batch_size: int = 
 
 
 def _measure(task: Task, repeats: int) -> tuple[str, dict[str, object]]:
-    networks = {name: _adapted(task, method) for name, method in METHODS.items()}
+    networks = {name: _adapted(task, method) for name, method in task.methods.items()}
     for name, start in ((PROPAGATION, task.embedding), (FROM_MLP, task.first_mlp)):
         networks[name] = _adapted(task, [])
         networks[name].get_submodule(start).register_forward_hook(lambda m, i, y: y.requires_grad_())

@@ -68,9 +68,9 @@ class Comparison:
 
     def _once(self, options: Options, section: str) -> dict[str, Any]:
         shutil.rmtree(options["ckpt_dir"], ignore_errors=True)
-        start, before = time.perf_counter(), _peak_bytes()
+        start, busy, before = time.perf_counter(), time.process_time(), _peak_bytes()
         training = run(["train.json"], self.root, self.data, options).parser
-        seconds, peak = time.perf_counter() - start, _peak_bytes() - before
+        seconds, busy, peak = time.perf_counter() - start, time.process_time() - busy, _peak_bytes() - before
         adapter = Path(training.get_parsed_content("adapter_path"))
         scoring = {**options, **self.scoring, "eval_section": section}
         scored = run(["train.json", "evaluate.json"], self.root, self.data, scoring).parser
@@ -79,6 +79,7 @@ class Comparison:
             "dice": round(float(dice), 5),
             "trained": summary(training.get_parsed_content("adapted_network")).trainable,
             "seconds": round(seconds, 1),
+            "cpu_seconds": round(busy, 1),  # not lengthened by what else the machine does
             "peak_bytes": peak,
             "file_bytes": adapter.stat().st_size,
             "lr": training.get_parsed_content("lr"),

@@ -5,7 +5,8 @@ from monai_petl.networks.punet import PUNET_CONFIGURATIONS, PUNet, PUNetOutput
 from monai_petl.networks.punet_weights import load_punet, load_punet_backbone
 from monai_petl.networks.segmenter_weights import load_backbone, vit_backbone
 from monai_petl.networks.slices import Slices, slices_of
-from monai_petl.networks.trained_weights import load_swin_unetr, load_trained
+from monai_petl.networks.swin_weights import load_swin_unetr
+from monai_petl.networks.trained_weights import load_trained
 from monai_petl.networks.vit_segmenter import DECODERS, LinearDecoder, TapDecoder, ViTSegmenter
 
 __all__ = [

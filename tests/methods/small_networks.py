@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets import UNETR, DenseNet, DynUNet, ResNet, SegResNet, SwinUNETR, UNet, ViT
+from monai.networks.nets import UNETR, DenseNet, DynUNet, FlexibleUNet, ResNet, SegResNet, SwinUNETR, UNet, ViT
 from torch import Tensor, nn
 
 from monai_petl.networks import ViTSegmenter
@@ -45,6 +45,10 @@ def unet(channels: Sequence[int] = (4, 8, 8), **options: Any) -> UNet:
 
 def segresnet() -> SegResNet:
     return SegResNet(2, 8, 1, 3, blocks_down=(1, 1), blocks_up=(1,))
+
+
+def flexible_unet() -> FlexibleUNet:
+    return FlexibleUNet(1, 3, "resnet10", decoder_channels=(16, 12, 8, 8, 4), spatial_dims=2)
 
 
 def dynunet(deep_supervision: bool = False) -> DynUNet:

@@ -28,6 +28,7 @@ from tests.methods.small_networks import (
     build,
     densenet,
     dynunet,
+    flexible_unet,
     output,
     resnet,
     segmenter,
@@ -52,11 +53,12 @@ HEADS = {  # network, its head, and the head's layer that makes the classes
     "UNet": (unet, "model.2", "model.2"),
     "UNet of two levels": (lambda: unet((4, 8)), "model.2", "model.2"),
     "UNet without residuals": (lambda: unet(num_res_units=0), "model.2", "model.2"),
+    "FlexibleUNet": (flexible_unet, "segmentation_head", "segmentation_head.0"),
     "ResNet": (resnet, "fc", "fc"),
     "DenseNet": (densenet, "class_layers", "class_layers.out"),
     "ViTSegmenter": (segmenter, "decoder", None),
 }
-EDGE = {"UNETR": 32, "SwinUNETR": 64}
+EDGE = {"UNETR": 32, "SwinUNETR": 64, "FlexibleUNet": 64}
 
 
 def headed(case: str) -> tuple[nn.Module, torch.Tensor, str, str | None]:
