@@ -4,7 +4,7 @@
     python benchmarks/method_results.py train hippocampus --data PATH --weights dinov2_vits14.safetensors --out results/methods
     python benchmarks/method_results.py table results/methods
 
-In ``brain`` and ``hippocampus`` an inflated transformer segments; in ``brain_slices`` and ``hippocampus_slices`` the 2D one does,
+In ``brain`` and ``hippocampus`` an inflated transformer segments, in ``brain_slices`` and ``hippocampus_slices`` the 2D one,
 slice by slice, which AIM lets see along depth. Each method has the same tuning budget: two learning rates, of which the better
 one on the validation volumes (hippocampus, seed 0) is used for all that follows. Runs that OUT/runs.jsonl holds are not
 repeated.
