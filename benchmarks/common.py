@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_petl import adapt
-from monai_petl.methods import punet_variant
+from monai_petl.methods import punet_method
 from monai_petl.networks import PUNet
 from monai_petl.networks.prompt_attention import PromptAttention
 
@@ -169,11 +169,11 @@ def ways_of_products(batch: int, rows: int, inner: int, columns: int) -> dict[st
     }
 
 
-def adapted(variant: str, **options: Any) -> PUNet:
-    """A PUNet in training mode that learns the class ``"new"`` by a variant of the paper."""
+def adapted(method: str, **options: Any) -> PUNet:
+    """A PUNet in training mode that learns the class ``"new"`` by a method of the paper."""
     torch.manual_seed(0)
     network = PUNet(classes=("base",), **options)
-    chosen = punet_variant(variant, "new")
+    chosen = punet_method(method, "new")
     adapt(network, chosen.methods, chosen.also_train)
     return network.train()
 

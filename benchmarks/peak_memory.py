@@ -15,17 +15,17 @@ from common import adapted
 from monai_petl import trainable_parameters
 
 
-def main(variant: str, batch_size: int = 4, size: int = 224, threads: int = 1) -> None:
+def main(method: str, batch_size: int = 4, size: int = 224, threads: int = 1) -> None:
     """Print the peak resident bytes before the first step, after two steps, and their difference.
 
     Args:
-        variant: ``"prompt"`` or ``"full"``, see :data:`monai_petl.methods.PUNET_VARIANTS`.
+        method: ``"prompt"`` or ``"full"``, see :data:`monai_petl.methods.PUNET_METHODS`.
         batch_size: slices a step.
         size: edge of a slice in voxels.
         threads: of torch.
     """
     torch.set_num_threads(threads)
-    network = adapted(variant)
+    network = adapted(method)
     optimizer = torch.optim.AdamW(trainable_parameters(network))
     image = torch.randn(batch_size, 1, size, size, 1)
     before = peak_bytes()

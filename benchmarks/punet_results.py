@@ -20,7 +20,7 @@ import fire
 import quality
 from quality import Comparison, Counts, bundle_copy, circumstances, run
 
-from monai_petl.methods import PUNET_VARIANTS
+from monai_petl.methods import PUNET_METHODS
 
 BUNDLE = "punet_ct_segmentation"
 
@@ -77,7 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
 TUNING: dict[str, dict[str, Any]] = {  # learning rates chosen on the validation split of hippocampus, 10 volumes
-    **dict.fromkeys(PUNET_VARIANTS, PROMPTS),
+    **dict.fromkeys(PUNET_METHODS, PROMPTS),
     "prompt_bias": {"lr": 2e-2, "prompt_init": "mean"},
     "head": {"lr": 1e-1},
     "bias": {"lr": 2e-2},
@@ -112,23 +112,23 @@ def adapt(
     setting: str,
     data: str,
     out: str,
-    variants: tuple[str, ...] = tuple(PUNET_VARIANTS),
+    methods: tuple[str, ...] = tuple(PUNET_METHODS),
     counts: Counts = (3, 10, None),
     seeds: tuple[int, ...] = (0, 1, 2),
     section: str = "test",
     **overrides: Any,
 ) -> None:
-    """Teach the new class by every variant, with every number of labelled volumes and seed; appends to OUT/runs.jsonl."""
+    """Teach the new class by every method, with every number of labelled volumes and seed; appends to OUT/runs.jsonl."""
     chosen, root = SETTINGS[setting], bundle_copy(BUNDLE, out)
     backbone = str(root / "models/model.pt")
     settings = {**chosen["both"], **chosen["adapt"], "pretrained_path": backbone}
-    arms = {variant: {"variant": variant, **TUNING[variant], **overrides} for variant in variants}
-    Comparison(root, data, settings, arms, {"ckpt_path": backbone}).fill(variants, counts, seeds, section)
+    arms = {method: {"method": method, **TUNING[method], **overrides} for method in methods}
+    Comparison(root, data, settings, arms, {"ckpt_path": backbone}).fill(methods, counts, seeds, section)
 
 
 def table(out: str) -> None:
     """Print the table of OUT/runs.jsonl in Markdown: mean ± standard deviation over the seeds, and the gap to ``full``."""
-    quality.table(out, tuple(PUNET_VARIANTS), ("full", "prompt"))
+    quality.table(out, tuple(PUNET_METHODS), ("full", "prompt"))
 
 
 if __name__ == "__main__":

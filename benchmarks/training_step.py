@@ -38,14 +38,14 @@ def main(batch_size: int = 4, repeats: int = 5, threads: int = 1, size: int = 22
     torch.set_num_threads(threads)
     image, label = torch.randn(batch_size, 1, size, size, 1), torch.randint(0, 2, (batch_size, size, size, 1))
     classes = ["new"] * batch_size
-    networks = {variant: adapted(variant) for variant in VARIANTS}
+    networks = {method: adapted(method) for method in VARIANTS}
     optimizers = {v: torch.optim.AdamW(trainable_parameters(n), lr=0.0) for v, n in networks.items()}
 
-    def step(variant: str) -> None:
-        loss = F.cross_entropy(networks[variant](image, classes).logits, label)
+    def step(method: str) -> None:
+        loss = F.cross_entropy(networks[method](image, classes).logits, label)
         loss.backward()
-        optimizers[variant].step()
-        optimizers[variant].zero_grad()
+        optimizers[method].step()
+        optimizers[method].zero_grad()
 
     seconds = interleaved({v: (lambda v=v: step(v)) for v in VARIANTS}, repeats)
     products = Products.of(networks["prompt"], lambda: networks["prompt"](image, classes))
@@ -71,7 +71,7 @@ def main(batch_size: int = 4, repeats: int = 5, threads: int = 1, size: int = 22
     time_ratio = ratio(seconds["prompt"], seconds["full"])
     kept_ratio, peak_ratio = kept["prompt"] / kept["full"], peak["prompt"]["step"] / peak["full"]["step"]
     rows.append(("prompt / full", "", f"{time_ratio:.2f}", "", f"{kept_ratio:.2f}", "", f"{peak_ratio:.2f}"))
-    header = ("variant", "trained", "ms a slice", "x floor", "MB kept a slice", "x floor", "peak MB of a step")
+    header = ("method", "trained", "ms a slice", "x floor", "MB kept a slice", "x floor", "peak MB of a step")
     report(
         "training_step",
         [markdown(header, rows)],
@@ -93,11 +93,11 @@ def main(batch_size: int = 4, repeats: int = 5, threads: int = 1, size: int = 22
     )
 
 
-def _peak(variant: str, batch_size: int, size: int, threads: int) -> dict[str, int]:
+def _peak(method: str, batch_size: int, size: int, threads: int) -> dict[str, int]:
     script = Path(__file__).with_name("peak_memory.py")
     options = [f"--batch_size={batch_size}", f"--size={size}", f"--threads={threads}"]
     result = subprocess.run(
-        [sys.executable, script, variant, *options], capture_output=True, encoding="utf-8", check=True
+        [sys.executable, script, method, *options], capture_output=True, encoding="utf-8", check=True
     )
     return json.loads(result.stdout)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def summary(config: str, json: bool = False, **overrides: Any) -> None:
     Args:
         config: a bundle's folder (its configs/train.json is read) or a config file.
         json: print {"total", "trainable", "frozen", "fraction"} as JSON in place of a table.
-        overrides: top-level ids of the config, for instance --variant full.
+        overrides: top-level ids of the config, for instance --method full.
     """
     from monai_petl.bundle import network_of_config
     from monai_petl.summary import summary as count
@@ -124,6 +125,25 @@ def inflate(
     print(f"written to {path}")
 
 
+def compare(config: str, methods: Any, **options: Any) -> None:
+    """Train a bundle by several methods with equal budgets and write a report that tells which to take.
+
+    Args:
+        config: a bundle's folder, or its train.json.
+        methods: such as lora,head,full; or a JSON file of {label: {id: value}}.
+        options: out, seeds, shots, budget, section, devices, pictures, title, attribution: see monai_petl.compare.compare;
+            and any top-level ids of the bundle, for instance --dataset_dir PATH --epochs 4.
+    """
+    try:
+        from monai_petl.compare import compare as run
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"compare needs {error.name}; install the extra 'report': pip install 'monai-petl[report]'"
+        ) from error
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(run(config, methods, **options))
+
+
 def demo(**options: Any) -> None:
     """Pre-train, teach a new class from a few volumes, segment, and write a report. Options: see monai_petl.demo.demo."""
     from monai_petl.demo import demo as run
@@ -133,13 +153,13 @@ def demo(**options: Any) -> None:
 
 def main() -> None:
     """Run a verb; an error that a user can mend is one sentence and exit code 1."""
-    verbs = {"summary": summary, "adapter": Adapter, "data": Data, "inflate": inflate, "demo": demo}
+    verbs = {"summary": summary, "adapter": Adapter, "data": Data, "inflate": inflate, "compare": compare, "demo": demo}
     try:
         fire.Fire(verbs, name="python -m monai_petl")
     except Exception as error:
-        cause = error
-        while type(cause) is RuntimeError and isinstance(cause.__cause__, Exception):
-            cause = cause.__cause__  # MONAI wraps what is raised in a config
+        from monai_petl.bundle import root_cause
+
+        cause = root_cause(error)
         if not isinstance(cause, (ValueError, OSError, KeyError)):
             raise
         sys.exit(f"error: {cause.args[0] if isinstance(cause, KeyError) else cause}")

@@ -1,15 +1,28 @@
-"""What a network costs to train: parameters, activations kept for the backward pass, and seconds a step."""
+"""What a network costs to train: parameters, memory, operations and seconds a step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Summary", "saved_activation_bytes", "step_seconds", "summary"]
+__all__ = [
+    "StepCost",
+    "Summary",
+    "TensorMemory",
+    "measure_step",
+    "saved_activation_bytes",
+    "step_seconds",
+    "summary",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,109 @@ def summary(network: nn.Module) -> Summary:
     total, trainable = _count(network)
     fraction = trainable / total if total else 0.0
     return Summary(total, trainable, total - trainable, fraction, tuple(r for r in rows if r[1]))
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a training step costs, measured.
+
+    Attributes:
+        saved_bytes: of the tensors that autograd keeps for the backward pass.
+        peak_bytes: the most that all tensors take at once: parameters, buffers, gradients, the optimiser's state,
+            activations. On CUDA the allocator's maximum, else that of :class:`TensorMemory`.
+        forward_flops, flops: of the forward pass and of the whole step, by torch's counter: matrix products, convolutions
+            and attention, a multiplication with its addition counting as two.
+        seconds: median on the clock.
+    """
+
+    saved_bytes: int
+    peak_bytes: int
+    forward_flops: int
+    flops: int
+    seconds: float
+
+
+def measure_step(
+    network: nn.Module, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer | None = None, repeats: int = 3
+) -> StepCost:
+    """Measure forward pass, backward pass and optimiser step.
+
+    Args:
+        network: in training mode; what trains changes, unless the optimiser's rates are 0.
+        loss: runs the network on a batch and returns the loss.
+        optimizer: default AdamW of rate 0 over what trains.
+        repeats: steps whose time is taken.
+    """
+    chosen = optimizer or torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=0.0)
+
+    def step() -> None:
+        loss().backward()
+        chosen.step()
+        chosen.zero_grad()
+
+    seconds = step_seconds(step, repeats)  # also makes the optimiser's state
+    saved = saved_activation_bytes(network, loss)
+    with FlopCounterMode(display=False) as forward:
+        value = loss()
+    with FlopCounterMode(display=False) as backward:
+        value.backward()
+    del value
+    chosen.zero_grad()
+    device = next(network.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        state = (t for values in chosen.state.values() for t in values.values() if isinstance(t, Tensor))
+        with TensorMemory((*network.parameters(), *network.buffers(), *state)) as memory:
+            step()
+        peak = memory.peak_bytes
+    first = forward.get_total_flops()
+    return StepCost(saved, peak, first, first + backward.get_total_flops(), seconds)
+
+
+class TensorMemory(TorchDispatchMode):
+    """Accounts for the bytes of all tensors that are made while it is open: an allocator's statistics for CPUs.
+
+    Args:
+        resident: tensors that are there already and count, such as the parameters.
+
+    Attributes:
+        bytes: of the tensors that are alive now.
+        peak_bytes: the most so far. What libraries use inside an operation is not seen.
+    """
+
+    def __init__(self, resident: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.peak_bytes = 0
+        self._alive: dict[int, tuple[weakref.ref, int]] = {}
+        for tensor in resident:
+            self._add(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._alive and self._alive[key][0]() is storage:
+            return
+
+        def gone(reference: weakref.ref) -> None:
+            held = self._alive.get(key)
+            if held is not None and held[0] is reference:
+                del self._alive[key]
+                self.bytes -= held[1]
+
+        self._alive[key] = (weakref.ref(storage, gone), storage.nbytes())
+        self.bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
 
 
 def saved_activation_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from monai_petl import adapt, trainable_parameters
 from monai_petl.losses import SampleWeightedFocalLoss
-from monai_petl.methods import punet_variant
+from monai_petl.methods import punet_method
 from monai_petl.networks import PUNet
 from tests.conftest import state_of
 
@@ -63,15 +63,15 @@ def test_prompt_tuning_learns_a_class_on_a_frozen_body_and_full_fine_tuning_is_n
     train(pretrained, "square", steps=120, lr=5e-3)
     assert dice(pretrained, "square") > 0.8
     scores = {}
-    for variant, lr in (("prompt", 2e-2), ("full", 5e-3)):
+    for method, lr in (("prompt", 2e-2), ("full", 5e-3)):
         network = PUNet(classes=("square",), channels=(16, 16, 24, 24, 32), num_heads=4, tokens_per_class=8)
         network.load_state_dict(pretrained.state_dict())
-        chosen = punet_variant(variant, "sphere")
+        chosen = punet_method(method, "sphere")
         adapt(network, chosen.methods, chosen.also_train, name="sphere")
         before = state_of(network.body)
         train(network, "sphere", steps=120, lr=lr)
-        scores[variant] = dice(network, "sphere")
+        scores[method] = dice(network, "sphere")
         moved = any(not torch.equal(tensor, before[n]) for n, tensor in network.body.state_dict().items())
-        assert moved == (variant == "full")
+        assert moved == (method == "full")
     assert scores["prompt"] > 0.8
     assert scores["full"] > scores["prompt"] - 0.05

@@ -47,17 +47,17 @@ def test_summary_prints_a_table_of_a_bundle(run: Run) -> None:
     assert "57,344 of 6,988,192 parameters train: 0.82 %" in run("summary", BUNDLE)
 
 
-def test_summary_prints_json_of_a_config_and_a_variant(run: Run) -> None:
-    counted = json.loads(run("summary", BUNDLE / "configs" / "train.json", "--json", "--variant", "head"))
+def test_summary_prints_json_of_a_config_and_a_method(run: Run) -> None:
+    counted = json.loads(run("summary", BUNDLE / "configs" / "train.json", "--json", "--method", "head"))
     assert set(counted) == {"total", "trainable", "frozen", "fraction"}
     assert counted["trainable"] == 130
     assert counted["trainable"] + counted["frozen"] == counted["total"]
 
 
-def test_summary_names_an_unknown_id_config_or_variant(run: Run) -> None:
+def test_summary_names_an_unknown_id_config_or_method(run: Run) -> None:
     assert "no id 'varient'" in error_of(run, "summary", BUNDLE, "--varient", "full")
     assert "no config at /nowhere" in error_of(run, "summary", "/nowhere")
-    assert "variant must be one of prompt" in error_of(run, "summary", BUNDLE, "--variant", "lora")
+    assert "method must be one of prompt" in error_of(run, "summary", BUNDLE, "--method", "sorcery")
 
 
 def test_adapter_inspect_tells_what_a_file_holds(run: Run, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """Work with bundle folders."""
 
-from monai_petl.bundle.config import choose, network_of_config
+from monai_petl.bundle.config import choose, network_of_config, root_cause
 
-__all__ = ["choose", "network_of_config"]
+__all__ = ["choose", "network_of_config", "root_cause"]

@@ -149,7 +149,7 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     steps.bundle_run(
         "full fine-tuning",
         "train.json",
-        {**tuning, **separate, "lr": 0.0005, "variant": "full", "output_dir": str(logs / "full")},
+        {**tuning, **separate, "lr": 0.0005, "method": "full", "output_dir": str(logs / "full")},
     )
 
 

@@ -8,7 +8,7 @@ from monai_petl.methods.ffn_adapter import FFNAdapter
 from monai_petl.methods.lora import LoRA
 from monai_petl.methods.peft_files import export_peft, import_peft
 from monai_petl.methods.prompt_tuning import PromptTuning, export_class
-from monai_petl.methods.punet_variants import PUNET_VARIANTS, PUNetVariant, adapt_punet, punet_variant
+from monai_petl.methods.punet_methods import PUNET_METHODS, PUNetMethod, adapt_punet, punet_method
 from monai_petl.methods.ssf import SSF
 from monai_petl.methods.subsets import BiasOnly, FullFineTuning, HeadOnly, LastBlocks, NormOnly
 from monai_petl.methods.targets import PRESETS, ROLES
@@ -19,7 +19,7 @@ __all__ = [
     "AIM",
     "METHODS",
     "PRESETS",
-    "PUNET_VARIANTS",
+    "PUNET_METHODS",
     "ROLES",
     "SSF",
     "VPETL",
@@ -33,7 +33,7 @@ __all__ = [
     "LastBlocks",
     "LoRA",
     "NormOnly",
-    "PUNetVariant",
+    "PUNetMethod",
     "PromptTuning",
     "adapt_by_name",
     "adapt_punet",
@@ -42,5 +42,5 @@ __all__ = [
     "import_peft",
     "method_by_name",
     "parameter_groups",
-    "punet_variant",
+    "punet_method",
 ]

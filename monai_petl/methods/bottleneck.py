@@ -1,4 +1,4 @@
-"""Bottleneck adapters behind the attention sub-blocks of PUNet, one of the variants that prompt tuning is compared with.
+"""Bottleneck adapters behind the attention sub-blocks of PUNet, one of the methods that prompt tuning is compared with.
 
 The adapter goes back to N. Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", arXiv:1902.00751 (2019); place
 and size follow arXiv:2211.09233.

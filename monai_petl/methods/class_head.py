@@ -1,4 +1,4 @@
-"""An output convolution of its own for a class: the head of PUNet's variants that use no prompts (arXiv:2211.09233)."""
+"""An output convolution of its own for a class: the head of PUNet's methods that use no prompts (arXiv:2211.09233)."""
 
 from __future__ import annotations
 

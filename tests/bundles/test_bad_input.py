@@ -209,9 +209,11 @@ def test_new_class_among_the_base_classes_is_named(tmp_path: Path, data: Path, p
     refusal(PUNET, "train", tmp_path, data, "class 'liver' is there already", new_class="liver", **weights)
 
 
-def test_unknown_variant_is_named_with_those_that_exist(tmp_path: Path, data: Path, pretrained: Trained) -> None:
+def test_unknown_method_is_named_with_those_that_exist(tmp_path: Path, data: Path, pretrained: Trained) -> None:
     weights = {"pretrained_path": str(pretrained.model)}
-    refusal(PUNET, "train", tmp_path, data, "variant must be one of prompt, .*; got 'lora'", variant="lora", **weights)
+    refusal(
+        PUNET, "train", tmp_path, data, "method must be one of prompt, .*; got 'sorcery'", method="sorcery", **weights
+    )
 
 
 def test_more_labelled_volumes_than_there_are(
@@ -274,7 +276,7 @@ def test_wrong_or_damaged_adapter_is_named(tmp_path: Path, data: Path, pretraine
 def test_adapter_that_changed_the_body_is_not_mixed_with_other_classes(
     tmp_path: Path, data: Path, pretrained: Trained
 ) -> None:
-    run("train", tmp_path, data, pretrained_path=str(pretrained.model), variant="decoder", epochs=1, epoch_length=1)
+    run("train", tmp_path, data, pretrained_path=str(pretrained.model), method="decoder", epochs=1, epoch_length=1)
     overrides = {"ckpt_path": str(pretrained.model), "adapter_dir": str(tmp_path / "models" / "adapters")}
     sentence = "can segment 'kidney' only"
     refusal(PUNET, "inference", tmp_path / "run", data, sentence, class_names=["liver", "kidney"], **overrides)

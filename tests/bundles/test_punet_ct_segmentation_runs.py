@@ -1,4 +1,4 @@
-"""The bundle at work on phantoms: pre-training, every variant, evaluation, inference, resuming, several processes."""
+"""The bundle at work on phantoms: pre-training, every method, evaluation, inference, resuming, several processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from monai_petl import inspect_adapter
-from monai_petl.methods import PUNET_VARIANTS
+from monai_petl.methods import PUNET_METHODS
 from tests.bundles.helpers import (
     PRETRAINING,
     TRAINING,
@@ -79,15 +79,15 @@ def test_default_network_trains_through_the_bundle(tmp_path: Path, data: Path) -
 # Learning a class
 
 
-@pytest.mark.parametrize("variant", PUNET_VARIANTS)
-def test_every_variant_trains_and_evaluates_to_what_validation_found(
-    variant: str, tmp_path: Path, data: Path, pretrained: Trained
+@pytest.mark.parametrize("method", PUNET_METHODS)
+def test_every_method_trains_and_evaluates_to_what_validation_found(
+    method: str, tmp_path: Path, data: Path, pretrained: Trained
 ) -> None:
-    flow = learnt(data, pretrained, tmp_path, variant=variant, lr=0.02)
+    flow = learnt(data, pretrained, tmp_path, method=method, lr=0.02)
     assert math.isfinite(last_loss(flow))
     best = parsed(flow, "validate::evaluator").state.best_metric
     model = tmp_path / "models" / "model.pt"
-    assert model.exists() == (variant == "prompt")  # the others do not fit network_def; they live in their adapter file
+    assert model.exists() == (method == "prompt")  # the others do not fit network_def; they live in their adapter file
     ckpt_path = model if model.exists() else pretrained.model
     evaluation = run("evaluate", tmp_path, data, ckpt_path=str(ckpt_path))
     found = parsed(evaluation, "validate::evaluator").state.metrics["val_mean_dice"]
@@ -107,7 +107,7 @@ def test_adapter_file_notes_how_it_was_trained(tmp_path: Path, data: Path, pretr
     learnt(data, pretrained, tmp_path, num_labelled=1, epochs=1)
     notes = inspect_adapter(tmp_path / "models/adapters/kidney.safetensors")["notes"]
     assert notes["labelled_volumes"] == 1
-    assert notes["variant"] == "prompt"
+    assert notes["method"] == "prompt"
     assert "val_mean_dice" in notes
 
 

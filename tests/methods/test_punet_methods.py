@@ -1,4 +1,4 @@
-"""The variants that prompt tuning is compared with: what trains in each, and what stays."""
+"""The methods that prompt tuning is compared with: what trains in each, and what stays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monai_petl import adapt, disabled, load_adapter, remove_adapter, save_adapter, summary
-from monai_petl.methods import PUNET_VARIANTS, adapt_punet, punet_variant
+from monai_petl.methods import PUNET_METHODS, adapt_punet, punet_method
 from monai_petl.networks import PUNet
 from tests.conftest import differing, frozen, small_punet, state_of, train_class
 
@@ -24,6 +24,7 @@ COUNTS = {
     "head": 130,
     "bias": 15_392 + 130,
     "adapter": 324_896 + 130,
+    "lora": 239_104 + 130,
     "decoder": 2_948_512 + 130,
     "full": BODY + 57_344 + 512,
     "full_head": BODY + 130,
@@ -31,32 +32,32 @@ COUNTS = {
 }
 
 
-def adapted(network: PUNet, variant: str) -> PUNet:
-    chosen = punet_variant(variant, "new")
+def adapted(network: PUNet, method: str) -> PUNet:
+    chosen = punet_method(method, "new")
     return adapt(network, chosen.methods, chosen.also_train)
 
 
-def test_every_variant_has_a_count_here():
-    assert set(COUNTS) == set(PUNET_VARIANTS)
+def test_every_method_has_a_count_here():
+    assert set(COUNTS) == set(PUNET_METHODS)
 
 
-@pytest.mark.parametrize("variant", COUNTS)
-def test_the_published_number_of_values_trains(variant):
-    assert summary(adapted(PUNet(), variant)).trainable == COUNTS[variant]
+@pytest.mark.parametrize("method", COUNTS)
+def test_the_published_number_of_values_trains(method):
+    assert summary(adapted(PUNet(), method)).trainable == COUNTS[method]
 
 
 @pytest.mark.parametrize("arithmetic", ["corrected", "published"])
-@pytest.mark.parametrize("variant", PUNET_VARIANTS)
-def test_what_trains_receives_a_gradient_and_nothing_else_does(variant, arithmetic):
-    network = adapted(small_punet("old", arithmetic=arithmetic), variant).train()
+@pytest.mark.parametrize("method", PUNET_METHODS)
+def test_what_trains_receives_a_gradient_and_nothing_else_does(method, arithmetic):
+    network = adapted(small_punet("old", arithmetic=arithmetic), method).train()
     network(IMAGE, ["new", "new"]).logits.square().mean().backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-@pytest.mark.parametrize("variant", PUNET_VARIANTS)
-def test_a_step_changes_what_trains_and_nothing_else(variant):
-    network = adapted(small_punet("old"), variant)
+@pytest.mark.parametrize("method", PUNET_METHODS)
+def test_a_step_changes_what_trains_and_nothing_else(method):
+    network = adapted(small_punet("old"), method)
     before = state_of(network)
     train_class(network, "new", IMAGE, steps=1, weight_decay=0.1)
     changed = differing(before, network.state_dict())
@@ -65,26 +66,26 @@ def test_a_step_changes_what_trains_and_nothing_else(variant):
     assert changed - statistics == trains
     # statistics move where the whole normalisation layer trains
     assert {n.rpartition(".")[0] + ".weight" for n in statistics} <= trains
-    if variant in ("full", "full_head", "scratch"):
+    if method in ("full", "full_head", "scratch"):
         assert {n for n in before if n.startswith("body.") and n.endswith("running_mean")} <= changed
 
 
-@pytest.mark.parametrize("variant", PUNET_VARIANTS)
-def test_keeping_the_body_means_that_other_classes_are_bit_identical(variant):
+@pytest.mark.parametrize("method", PUNET_METHODS)
+def test_keeping_the_body_means_that_other_classes_are_bit_identical(method):
     network = small_punet("old").eval().requires_grad_(False)
     with torch.no_grad():
         before = network.segment(IMAGE, ["old"])
-    adapted(network, variant)
+    adapted(network, method)
     train_class(network, "new", IMAGE, steps=1)
     with frozen(network):
         same = torch.equal(network.eval().segment(IMAGE, ["old"]), before)
-    assert same == punet_variant(variant, "new").keeps_body
+    assert same == punet_method(method, "new").keeps_body
 
 
-@pytest.mark.parametrize("variant", PUNET_VARIANTS)
-def test_every_variant_can_be_saved_loaded_and_removed(variant, tmp_path):
+@pytest.mark.parametrize("method", PUNET_METHODS)
+def test_every_method_can_be_saved_loaded_and_removed(method, tmp_path):
     backbone = small_punet("old").eval()
-    network = adapted(copy.deepcopy(backbone), variant)
+    network = adapted(copy.deepcopy(backbone), method)
     train_class(network, "new", IMAGE, steps=1)
     network.eval()
     fresh = load_adapter(copy.deepcopy(backbone), save_adapter(network, tmp_path / "new.safetensors")).eval()
@@ -97,19 +98,19 @@ def test_every_variant_can_be_saved_loaded_and_removed(variant, tmp_path):
 
 
 def test_only_training_from_scratch_ignores_the_pretrained_weights():
-    assert [name for name in PUNET_VARIANTS if not punet_variant(name, "new").pretrained] == ["scratch"]
+    assert [name for name in PUNET_METHODS if not punet_method(name, "new").pretrained] == ["scratch"]
 
 
-@pytest.mark.parametrize("variant", ["prompt", "prompt_end", "full"])
-def test_the_start_of_the_prompts_can_be_chosen(variant):
-    (method,) = punet_variant(variant, "new", init="copy:old").methods
+@pytest.mark.parametrize("method", ["prompt", "prompt_end", "full"])
+def test_the_start_of_the_prompts_can_be_chosen(method):
+    (method,) = punet_method(method, "new", init="copy:old").methods
     assert method.init == "copy:old"
     assert method.class_name == "new"
 
 
-def test_an_unknown_variant_is_refused_with_the_list():
-    with pytest.raises(ValueError, match=r"variant must be one of prompt, prompt_encoder, .*; got 'lora'"):
-        punet_variant("lora", "new")
+def test_an_unknown_method_is_refused_with_the_list():
+    with pytest.raises(ValueError, match=r"method must be one of prompt, prompt_encoder, .*; got 'sorcery'"):
+        punet_method("sorcery", "new")
 
 
 def test_before_the_new_class_the_adapted_network_segmented_the_base_classes(tmp_path):

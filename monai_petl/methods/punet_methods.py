@@ -9,15 +9,16 @@ from typing import NamedTuple
 from monai_petl.adapt import Method, adapt
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.class_head import ClassHead
+from monai_petl.methods.lora import LoRA
 from monai_petl.methods.prompt_tuning import PromptTuning
 from monai_petl.networks import PUNet, load_punet_backbone
 from monai_petl.summary import summary
 
-__all__ = ["PUNET_VARIANTS", "PUNetVariant", "adapt_punet", "punet_variant"]
+__all__ = ["PUNET_METHODS", "PUNetMethod", "adapt_punet", "punet_method"]
 
 logger = logging.getLogger(__name__)
 
-PUNET_VARIANTS = {
+PUNET_METHODS = {
     "prompt": "prompt tokens in all levels (the method)",
     "prompt_encoder": "prompt tokens in the encoder",
     "prompt_decoder": "prompt tokens in the decoder",
@@ -27,6 +28,7 @@ PUNET_VARIANTS = {
     "head": "an output convolution",
     "bias": "an output convolution and the body's biases",
     "adapter": "an output convolution and bottleneck adapters",
+    "lora": "an output convolution and low-rank factors beside the body's layers",
     "decoder": "an output convolution and the decoder",
     "full": "everything, with prompts",
     "full_head": "everything, with an output convolution",
@@ -34,7 +36,11 @@ PUNET_VARIANTS = {
 }
 
 
-class PUNetVariant(NamedTuple):
+# qkv is left out: tokens, and the published arithmetic, read its weight without calling it
+LORA = LoRA(targets=("body.*",), exclude=("body.stem.*", "*.qkv"))
+
+
+class PUNetMethod(NamedTuple):
     """Arguments of :func:`monai_petl.adapt`, and whether the pre-trained weights are loaded and stay as they are."""
 
     methods: tuple[Method, ...]
@@ -44,43 +50,44 @@ class PUNetVariant(NamedTuple):
     @property
     def keeps_body(self) -> bool:
         """Whether the backbone is untouched, so that all other classes are bit-identical afterwards."""
-        return not self.also_train and not any(isinstance(m, BottleneckAdapters) for m in self.methods)
+        return not self.also_train and not any(isinstance(m, BottleneckAdapters | LoRA) for m in self.methods)
 
 
-def punet_variant(variant: str, class_name: str, init: str = "random") -> PUNetVariant:
+def punet_method(method: str, class_name: str, init: str = "random") -> PUNetMethod:
     """The adaptation of this name for one new class.
 
     Args:
-        variant: a key of :data:`PUNET_VARIANTS`.
+        method: a key of :data:`PUNET_METHODS`.
         class_name: the new class.
         init: start of the prompts, see :class:`monai_petl.methods.PromptTuning`.
 
     Raises:
-        ValueError: there is no variant of this name.
+        ValueError: there is no method of this name.
     """
     prompts = PromptTuning(class_name, init=init)
     head = ClassHead(class_name)
-    if variant in ("prompt_encoder", "prompt_decoder", "prompt_start", "prompt_end"):
-        return PUNetVariant((PromptTuning(class_name, depth=variant.removeprefix("prompt_"), init=init),))
-    variants = {
-        "prompt": PUNetVariant((prompts,)),
-        "prompt_bias": PUNetVariant((prompts,), ("body.*.bias",)),
-        "head": PUNetVariant((head,)),
-        "bias": PUNetVariant((head,), ("body.*.bias",)),
-        "adapter": PUNetVariant((head, BottleneckAdapters())),
-        "decoder": PUNetVariant((head,), ("body.decoder",)),
-        "full": PUNetVariant((prompts,), ("body", "prompts.background")),
-        "full_head": PUNetVariant((head,), ("body",)),
-        "scratch": PUNetVariant((prompts,), ("body", "prompts.background"), pretrained=False),
+    if method in ("prompt_encoder", "prompt_decoder", "prompt_start", "prompt_end"):
+        return PUNetMethod((PromptTuning(class_name, depth=method.removeprefix("prompt_"), init=init),))
+    methods = {
+        "prompt": PUNetMethod((prompts,)),
+        "prompt_bias": PUNetMethod((prompts,), ("body.*.bias",)),
+        "head": PUNetMethod((head,)),
+        "bias": PUNetMethod((head,), ("body.*.bias",)),
+        "adapter": PUNetMethod((head, BottleneckAdapters())),
+        "lora": PUNetMethod((head, LORA)),
+        "decoder": PUNetMethod((head,), ("body.decoder",)),
+        "full": PUNetMethod((prompts,), ("body", "prompts.background")),
+        "full_head": PUNetMethod((head,), ("body",)),
+        "scratch": PUNetMethod((prompts,), ("body", "prompts.background"), pretrained=False),
     }
-    if variant not in variants:
-        raise ValueError(f"variant must be one of {', '.join(PUNET_VARIANTS)}; got {variant!r}")
-    return variants[variant]
+    if method not in methods:
+        raise ValueError(f"method must be one of {', '.join(PUNET_METHODS)}; got {method!r}")
+    return methods[method]
 
 
 def adapt_punet(
     network: PUNet,
-    variant: str,
+    method: str,
     class_name: str,
     pretrained_path: str | os.PathLike | None = None,
     init: str = "random",
@@ -89,7 +96,7 @@ def adapt_punet(
 
     Args:
         network: a fresh network; changed in place.
-        variant: a key of :data:`PUNET_VARIANTS`.
+        method: a key of :data:`PUNET_METHODS`.
         class_name: the new class. It is the only active class afterwards: ``network(image)`` has two channels.
         pretrained_path: state dict of the pre-trained network; ``None`` leaves the weights as they are.
         init: start of the prompts.
@@ -99,9 +106,9 @@ def adapt_punet(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file does not fit or lacks another class of the network; there is no variant of this name.
+        ValueError: the file does not fit or lacks another class of the network; there is no method of this name.
     """
-    chosen = punet_variant(variant, class_name, init)
+    chosen = punet_method(method, class_name, init)
     if chosen.pretrained and pretrained_path is not None:
         found = load_punet_backbone(network, pretrained_path)
         missing = [name for name in network.classes if name not in (*found, class_name)]
@@ -119,5 +126,5 @@ def adapt_punet(
             )
     adapt(network, chosen.methods, chosen.also_train, name=class_name)
     network.active_classes = [class_name]
-    logger.info("%s, class %s:\n%s", variant, class_name, summary(network))
+    logger.info("%s, class %s:\n%s", method, class_name, summary(network))
     return network

@@ -1,0 +1,181 @@
+"""The report of a comparison: one HTML file that opens without a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+
+from monai_petl.compare.figures import COSTS, class_colours, cost_figure, curves_figure, shots_figure, tile
+from monai_petl.compare.plan import Job
+from monai_petl.compare.results import Results, shots_text
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    results: Results, folder: Path, title: str | None = None, attribution: str = "", command: str = ""
+) -> Path:
+    """Write ``report.html``.
+
+    Args:
+        results: what the runs say.
+        folder: the comparison's; its ``runs`` hold the pictures.
+        title: default "Which method for BUNDLE?".
+        attribution: source and licence of the images, shown under the pictures.
+        command: the command line that made the comparison.
+
+    Returns:
+        The file's path.
+    """
+    plan, table = results.plan, results.summary()
+    done = [record for record in results.records if record["status"] == "done"]
+    last = next((s for s in reversed(results.shots) if any(r["shots"] == s for r in done)), results.shots[-1])
+    first = done[0] if done else {}
+    bundle = Path(plan["bundle"]).name
+    blocks = []
+    for shots in results.shots:
+        rows = table[table["shots"] == shots_text(shots)]
+        known = rows["quality"].notna().any()
+        figures = [cost_figure(rows, c, results.metric) for c in COSTS if known and rows[c].notna().any()]
+        blocks.append({"shots": shots_text(shots), "rows": rows.to_dict("records"), "figures": figures})
+    cases = _cases(results, folder, last)
+    environment = Environment(loader=PackageLoader("monai_petl.compare", "."), autoescape=True, trim_blocks=False)
+    page = environment.get_template("report.html.j2").render(
+        title=title or f"Which method for {bundle}?",
+        lead=_lead(results, bundle),
+        plan=plan,
+        metric=results.metric,
+        advice=[(shots_text(shots), results.advice(shots)["text"]) for shots in results.shots],
+        blocks=blocks,
+        trend=[shots_figure(results)] if len(results.shots) > 1 and done else [],
+        curves=[curves_figure(results, last)] if any(r.get("curve") for r in done) else [],
+        curves_of=shots_text(last),
+        cases=cases,
+        classes=_key(plan, cases),
+        pictures_of=f"Trained with {shots_text(last)} labelled, the first seed.",
+        attribution=attribution,
+        failures=[{"run": _run_name(r), "error": r["error"]} for r in results.records if r["status"] == "failed"],
+        trials=results.trials,
+        method_text=_method_text(results, first),
+        command=command,
+        commands=_commands(done),
+        circumstances=_circumstances(done),
+    )
+    path = folder / "report.html"
+    partial = path.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _lead(results: Results, bundle: str) -> str:
+    shots = ", ".join(shots_text(s) for s in results.shots)
+    seeds = results.plan["seeds"]
+    count = len(results.methods)
+    return (
+        f"{bundle}: {count} method{'s' * (count > 1)}, {shots} labelled cases, {seeds} seed{'s' * (seeds > 1)}. Scored by "
+        f"{results.metric} on the {results.plan['section']} cases."
+    )
+
+
+def _method_text(results: Results, first: Mapping[str, Any]) -> str:
+    said = [
+        "Every method was trained by the bundle's own train.json in a process of its own, with the same number of steps"
+    ]
+    if first:
+        said[0] += f" ({first['steps']})"
+    said[0] += "."
+    if results.trials:
+        said.append(
+            "The learning rates of each were the bundle's times the factor that scored best on the validation cases (the "
+            "fewest labelled cases, the first seed), with the same budget for the search."
+        )
+    else:
+        said.append("The learning rates were the bundle's.")
+    if first:
+        said.append(f"Peak memory: {first['memory']}. Seconds a step are medians over the training.")
+    return " ".join(said)
+
+
+def _circumstances(done: Sequence[Mapping[str, Any]]) -> str:
+    if not done:
+        return ""
+    devices = ", ".join(dict.fromkeys(f"{r['device']} ({r['threads']} threads)" for r in done))
+    versions = ", ".join(f"{name} {version}" for name, version in done[0]["versions"].items())
+    dates = sorted({record["date"] for record in done})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    seeds = ", ".join(str(seed) for seed in sorted({record["seed"] for record in done}))
+    return f"{devices}. {versions}. Seeds {seeds}. {when}."
+
+
+def _commands(done: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    chosen: dict[tuple[str, int | None], Mapping[str, Any]] = {}
+    for record in done:
+        chosen.setdefault((record["method"], record["shots"]), record)
+    return [(_run_name(record), record["command"]) for record in chosen.values() if record.get("command")]
+
+
+def _run_name(record: Mapping[str, Any]) -> str:
+    return f"{record['method']}, {shots_text(record['shots'])} labelled, seed {record['seed']}"
+
+
+def _cases(results: Results, folder: Path, shots: int | None) -> list[dict[str, Any]]:
+    """The pictured cases: the image, the reference, and what every method made of it."""
+    pictures, scores = {}, {}
+    for record in results.records:
+        file = folder / "runs" / f"{Job('test', record['method'], record['shots'], record['seed']).key}.npz"
+        if (record["shots"], record["seed"], record["status"]) == (shots, 0, "done") and file.exists():
+            with np.load(file) as arrays:
+                pictures[record["method"]] = dict(arrays)
+            scores[record["method"]] = record["cases"]
+    if not pictures:
+        return []
+    one = next(iter(pictures.values()))
+    names = list(next(iter(scores.values()))) or [str(i) for i in range(len(one) // 3)]
+    return [_case(pictures, scores, i, names[i] if i < len(names) else str(i), results) for i in range(len(one) // 3)]
+
+
+def _case(
+    pictures: Mapping[str, Mapping[str, np.ndarray]],
+    scores: Mapping[str, Mapping[str, float]],
+    i: int,
+    name: str,
+    results: Results,
+) -> dict[str, Any]:
+    one = next(iter(pictures.values()))
+    image, label = one[f"image_{i}"], one[f"label_{i}"]
+    if label.ndim == 2:
+        tiles = [{"title": "image", "src": tile(image)}, {"title": "reference", "src": tile(image, label)}]
+        for method, arrays in pictures.items():
+            score = scores[method].get(name, math.nan)
+            note = f"{score:.3f}" if score == score else ""
+            tiles.append({"title": method, "note": note, "src": tile(image, arrays[f"pred_{i}"])})
+        return {"name": name, "tiles": tiles}
+    true = int(label.argmax()) if label.size > 1 else int(label[0])
+    answers = []
+    for method, arrays in pictures.items():
+        said = int(arrays[f"pred_{i}"].argmax())
+        share = arrays[f"pred_{i}"][said]
+        answers.append({"method": method, "text": f"{_class(results.plan, said)} ({share:.2f})", "wrong": said != true})
+    note = f"reference: {_class(results.plan, true)}"
+    return {"name": name, "tiles": [{"title": "image", "note": note, "src": tile(image)}], "answers": answers}
+
+
+def _names(plan: Mapping[str, Any]) -> list[str]:
+    """Names of the classes from the settings of the comparison, where they are given."""
+    return list(plan.get("class_names") or plan["settings"].get("class_names") or [])
+
+
+def _class(plan: Mapping[str, Any], number: int) -> str:
+    names = _names(plan)
+    return names[number] if number < len(names) else str(number)
+
+
+def _key(plan: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    names = _names(plan)
+    return list(zip(names, class_colours(len(names)), strict=True)) if cases and "answers" not in cases[0] else []

@@ -1,0 +1,169 @@
+"""Records of a comparison as tables: every run, and a summary of every method; what they say in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from monai_petl.compare.statistics import Difference, paired_difference
+
+__all__ = ["COLUMNS", "Results", "shots_text"]
+
+COLUMNS = (
+    "method", "shots", "seed", "status", "metric", "quality", "trained", "parameters", "file_bytes", "peak_bytes",
+    "saved_bytes", "flops", "step_seconds", "seconds", "steps", "run_seconds", "factor", "device", "date", "error",
+)  # fmt: skip
+COSTS = ("trained", "file_bytes", "peak_bytes", "step_seconds")
+
+
+class Results:
+    """What the runs of a comparison say.
+
+    Args:
+        plan: the plan, as in plan.json.
+        records: of the scored runs; see :data:`COLUMNS`, with ``cases``, ``curve``, ``command``, ``rates`` and ``versions``.
+        trials: records of the learning rates that were tried.
+    """
+
+    def __init__(
+        self, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        self.plan = plan
+        self.records = list(records)
+        self.trials = list(trials)
+        self.methods = list(plan["methods"])
+        self.shots: list[int | None] = list(plan["shots"])
+        metric = next((r["metric"] for r in self.records if r.get("metric")), "quality")
+        self.metric = metric.removeprefix("val_").replace("_", " ")
+
+    def runs(self) -> pd.DataFrame:
+        """A row a run, in :data:`COLUMNS`; ``shots`` is a number or ``all``."""
+        rows = [{name: record.get(name) for name in COLUMNS} for record in self.records]
+        return pd.DataFrame(rows, columns=list(COLUMNS)).assign(shots=[shots_text(r["shots"]) for r in self.records])
+
+    def summary(self) -> pd.DataFrame:
+        """A row for each method and number of labelled cases: mean and standard deviation over seeds, mean costs."""
+        runs = self.runs()
+        rows = []
+        for shots in map(shots_text, self.shots):
+            for method in self.methods:
+                these = runs[(runs["method"] == method) & (runs["shots"] == shots)]
+                done = these[these["status"] == "done"]
+                row: dict[str, Any] = {"method": method, "shots": shots, "seeds": len(done)}
+                row["failed"] = int((these["status"] == "failed").sum())
+                values = done["quality"].astype(float)
+                row["quality"] = values.mean() if len(values) else math.nan
+                row["spread"] = values.std(ddof=1) if len(values) > 1 else math.nan
+                for name in ("trained", "file_bytes", "peak_bytes", "saved_bytes", "flops", "step_seconds", "seconds"):
+                    numbers = pd.to_numeric(done[name], errors="coerce")
+                    row[name] = numbers.mean() if len(numbers) else math.nan
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def difference(self, first: str, second: str, shots: int | None) -> Difference | None:
+        """Paired over cases and seeds; see :func:`monai_petl.compare.statistics.paired_difference`."""
+        return paired_difference(self._scores(first, shots), self._scores(second, shots))
+
+    def advice(self, shots: int | None) -> dict[str, Any]:
+        """The best method, those that the runs do not tell from it, and of these the one to take.
+
+        Returns:
+            ``best``, ``ties``, ``behind``, ``take``, ``differences`` and ``text``; where nothing was scored ``text`` alone.
+        """
+        table = self.summary()
+        table = table[(table["shots"] == shots_text(shots)) & table["quality"].notna()].set_index("method")
+        if table.empty:
+            return {"text": "No run ended, so there is nothing to advise."}
+        best = table["quality"].idxmax()
+        found = {method: self.difference(best, method, shots) for method in table.index if method != best}
+        ties = [method for method, difference in found.items() if difference is None or difference.tie]
+        level = table.loc[[best, *ties]]
+        take = level.sort_values(["trained", "peak_bytes"], kind="stable").index[0]
+        return {
+            "best": best,
+            "ties": ties,
+            "behind": [method for method in found if method not in ties],
+            "take": take,
+            "differences": {m: None if d is None else asdict(d) for m, d in found.items()},
+            "text": _words(table, best, ties, take, found, self.metric, shots),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for results.json."""
+        return {
+            "plan": self.plan,
+            "metric": self.metric,
+            "summary": json.loads(self.summary().to_json(orient="records", double_precision=10)),
+            "advice": {shots_text(shots): self.advice(shots) for shots in self.shots},
+            "runs": self.records,
+            "trials": self.trials,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write results.csv and results.json."""
+        self.runs().to_csv(folder / "results.csv", index=False)
+        (folder / "results.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: Path) -> Results:
+        """From results.json."""
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        return cls(found["plan"], found["runs"], found["trials"])
+
+    def _scores(self, method: str, shots: int | None) -> dict[int, dict[str, float]]:
+        return {
+            record["seed"]: record["cases"]
+            for record in self.records
+            if record["method"] == method and record["shots"] == shots and record.get("cases")
+        }
+
+
+def shots_text(shots: int | None) -> str:
+    """``"3"``, or ``"all"``."""
+    return "all" if shots is None else str(shots)
+
+
+def _words(
+    table: pd.DataFrame,
+    best: str,
+    ties: list[str],
+    take: str,
+    found: Mapping[str, Difference | None],
+    metric: str,
+    shots: int | None,
+) -> str:
+    scores, costs = table["quality"], table.loc[take]
+    said = [f"With {shots_text(shots)} labelled cases {best} scores highest ({scores[best]:.3f} {metric})."]
+    if ties:
+        unsure = "; ".join(f"{m} ({_interval(d)})" if (d := found[m]) else f"{m} (no cases to pair)" for m in ties)
+        said.append(f"The runs do not tell it from {unsure}.")
+    clear = [(m, d) for m, d in found.items() if d is not None and not d.tie]
+    if clear:
+        said.append(f"Behind it are {'; '.join(f'{m} ({_interval(d)})' for m, d in clear)}.")
+    why = "the fewest values of these" if ties else "nothing else comes level"
+    said.append(
+        f"Take {take}: it trains {costs['trained']:,.0f} values, {why}"
+        + (f", in a file of {_bytes(costs['file_bytes'])}" if costs["file_bytes"] == costs["file_bytes"] else "")
+        + "."
+    )
+    level = table.loc[[best, *ties]]
+    for column, what in (("peak_bytes", "memory"), ("step_seconds", "time a step")):
+        least = level[column].astype(float).idxmin() if level[column].notna().any() else take
+        share = level.loc[least, column] / costs[column]
+        if share < 0.9:
+            said.append(f"If {what} matters most, {least} needs {100 * share:.0f} % of that of {take}.")
+    return " ".join(said)
+
+
+def _interval(difference: Difference) -> str:
+    return f"by {difference.mean:.3f}, 95 % interval {difference.low:.3f} to {difference.high:.3f}"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

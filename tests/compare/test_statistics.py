@@ -1,0 +1,79 @@
+"""Paired differences and the Pareto front."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monai_petl.compare import paired_difference, pareto_front
+
+
+def scores(level: float, noise: float, seeds: int = 3, cases: int = 40, stream: int = 0) -> dict[int, dict[str, float]]:
+    random = np.random.default_rng(stream)
+    shared = np.random.default_rng(99).normal(0, 0.2, cases)  # hard and easy cases are so for all methods
+    return {
+        s: {f"c{i}": float(level + shared[i] + noise * random.normal()) for i in range(cases)} for s in range(seeds)
+    }
+
+
+def test_a_clear_difference_is_seen_through_the_spread_of_cases():
+    found = paired_difference(scores(0.8, 0.02, stream=1), scores(0.75, 0.02, stream=2))
+    assert found.mean == pytest.approx(0.05, abs=0.01)
+    assert 0.03 < found.low < found.mean < found.high < 0.07
+    assert not found.tie
+    assert (found.seeds, found.cases) == (3, 40)
+
+
+def test_equal_methods_are_a_tie():
+    assert paired_difference(scores(0.8, 0.02, stream=1), scores(0.8, 0.02, stream=2)).tie
+
+
+def test_trainings_that_contradict_each_other_are_a_tie():
+    """Over cases alone the difference would be beyond doubt."""
+    first, second = scores(0.8, 0.005, stream=1), scores(0.8, 0.005, stream=2)
+    for seed, lift in enumerate((0.1, -0.08, 0.05)):
+        first[seed] = {case: value + lift for case, value in first[seed].items()}
+    assert paired_difference(first, second).tie
+    assert not paired_difference({0: first[0]}, {0: second[0]}).tie
+
+
+def test_turning_the_pair_around_turns_the_sign():
+    first, second = scores(0.8, 0.02, stream=1), scores(0.78, 0.02, stream=2)
+    there, back = paired_difference(first, second), paired_difference(second, first)
+    assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
+
+
+def test_coverage_of_the_interval():
+    """Where nothing differs, at most a few in a hundred intervals leave out 0."""
+    wrong = sum(
+        not paired_difference(scores(0.8, 0.05, 3, 20, 2 * i), scores(0.8, 0.05, 3, 20, 2 * i + 1)).tie
+        for i in range(100)
+    )
+    assert wrong <= 10
+
+
+def test_only_what_both_have_is_paired():
+    first, second = scores(0.8, 0.02, seeds=3), scores(0.7, 0.02, seeds=2, cases=30)
+    found = paired_difference(first, second)
+    assert (found.seeds, found.cases) == (2, 30)
+    assert paired_difference({}, second) is None
+    assert paired_difference({0: {"a": 1.0}}, {0: {"a": 0.5}}) is None
+
+
+def test_the_front():
+    assert pareto_front([1, 2, 3, 2], [0.5, 0.7, 0.6, 0.6]) == [True, True, False, False]
+    assert pareto_front([1, 1], [0.5, 0.5]) == [True, True]
+    assert pareto_front([float("nan"), 1], [0.9, 0.5]) == [False, True]
+    assert pareto_front([], []) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_a_point_is_on_the_front_unless_another_beats_it(points):
+    costs, qualities = [p[0] for p in points], [p[1] for p in points]
+    expected = [
+        not any(c <= cost and q >= quality and (c < cost or q > quality) for c, q in points) for cost, quality in points
+    ]
+    assert pareto_front(costs, qualities) == expected
+    assert any(expected)
