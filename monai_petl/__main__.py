@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def compare(config: str, methods: Any, **options: Any) -> None:
             f"compare needs {error.name}; install the extra 'report': pip install 'monai-petl[report]'"
         ) from error
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the runs end too
     print(run(config, methods, **options))
 
 

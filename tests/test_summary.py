@@ -12,7 +12,7 @@ from torch import nn
 from monai_petl import adapt, summary
 from monai_petl.methods import PromptTuning
 from monai_petl.networks import PUNet
-from monai_petl.summary import Summary, saved_activation_bytes, step_seconds
+from monai_petl.summary import Summary, TensorMemory, measure_step, saved_activation_bytes, step_seconds
 from tests.conftest import RankOne
 
 
@@ -124,3 +124,73 @@ def test_counting_what_is_kept_keeps_nothing_itself():
 
     assert saved_activation_bytes(network, forward) > 0
     assert outputs[0]() is None
+
+
+def two_layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 50))
+
+
+def test_tensor_memory_counts_a_storage_once_and_forgets_what_is_freed():
+    with TensorMemory() as memory:
+        x = torch.rand(1000)
+        view = x[:10].view(2, 5)
+        assert memory.bytes == 4000
+        y = x + 1
+        assert memory.bytes == 8000
+        del y
+        assert memory.bytes == 4000
+        x.add_(1)
+        del x
+        assert memory.bytes == 4000  # the view holds it
+        del view
+        assert memory.bytes == 0
+    assert memory.peak_bytes == 8000
+
+
+def test_what_is_there_already_counts_once():
+    network = two_layers()
+    size = sum(p.nbytes for p in network.parameters())
+    with TensorMemory((*network.parameters(), *network.parameters())) as memory:
+        assert memory.bytes == size
+        network[0].weight.detach()
+        assert memory.bytes == size
+
+
+def test_cost_of_a_step():
+    network, x = two_layers(), torch.rand(32, 100)
+    cost = measure_step(network, lambda: network(x).sum())
+    forward = 2 * 32 * (100 * 200 + 200 * 50)
+    assert cost.forward_flops == forward
+    assert cost.flops == forward + 2 * 32 * (100 * 200 + 2 * 200 * 50)  # no gradient of the image
+    assert cost.saved_bytes == 4 * 32 * (100 + 200)  # input of either linear layer; the second is the output of ReLU
+    values = sum(p.numel() for p in network.parameters())
+    assert cost.peak_bytes >= 4 * 4 * values  # weights, gradients, two moments of AdamW
+    assert cost.peak_bytes <= 4 * 6 * values + 2 * cost.saved_bytes
+    assert cost.seconds > 0
+
+
+def test_a_frozen_layer_makes_a_step_cheaper():
+    network, x = two_layers(), torch.rand(32, 100)
+    whole = measure_step(network, lambda: network(x).sum())
+    network[0].requires_grad_(False)
+    part = measure_step(network, lambda: network(x).sum())
+    assert part.forward_flops == whole.forward_flops
+    assert part.flops == whole.flops - 2 * 32 * (100 * 200 + 200 * 50)  # neither its weights nor what lies before them
+    assert part.saved_bytes == 4 * 32 * 200
+    assert part.peak_bytes < whole.peak_bytes
+
+
+def test_measuring_leaves_values_and_gradients_alone():
+    network, x = two_layers(), torch.rand(4, 100)
+    before = [p.detach().clone() for p in network.parameters()]
+    measure_step(network, lambda: network(x).sum())
+    assert all(torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_the_optimizer_that_is_given_counts():
+    network, x = two_layers(), torch.rand(4, 100)
+    plain = measure_step(network, lambda: network(x).sum(), torch.optim.SGD(network.parameters(), lr=0.0))
+    adam = measure_step(network, lambda: network(x).sum())
+    values = sum(p.numel() for p in network.parameters())
+    assert adam.peak_bytes - plain.peak_bytes >= 2 * 4 * values

@@ -155,7 +155,7 @@ def _svg(figure: Figure, salt: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S).replace(INK, "currentColor")
     style = f'role="img" style="max-width:{96 * figure.get_figwidth():.0f}px"'
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', style, text, count=1)
 

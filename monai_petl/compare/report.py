@@ -98,7 +98,7 @@ def _method_text(results: Results, first: Mapping[str, Any]) -> str:
     else:
         said.append("The learning rates were the bundle's.")
     if first:
-        said.append(f"Peak memory: {first['memory']}. Seconds a step are medians over the training.")
+        said.append(f"Peak memory: {first['memory']}. Seconds a step: medians over the training, {first['clock']}.")
     return " ".join(said)
 
 

@@ -38,6 +38,7 @@ def main() -> None:
         "cases": cases,
         "curve": [1.0, 0.5, 0.4],
         "steps": 3,
+        "clock": "processor time",
         "seconds": 1.5,
         "step_seconds": 0.5 + TRAINED[method] / 1e7,
         "trained": TRAINED[method],

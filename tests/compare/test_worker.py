@@ -1,0 +1,97 @@
+"""A real comparison of a real bundle, from the command line, on phantoms."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monai_petl.adapters import inspect_adapter
+from monai_petl.compare.worker import run_job
+from monai_petl.data import make_phantom_dataset
+from tests.bundles.helpers import INFLATED, REPOSITORY, SIZE, SPACING, VIT_TRAINING
+
+LENGTH = {"epochs": 2, "epoch_length": 3}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom_dataset(tmp_path_factory.mktemp("phantoms") / "data", 3, 1, 2, 0, SIZE, SPACING)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict:
+    work = tmp_path_factory.mktemp("work")
+    ids = {**VIT_TRAINING, **LENGTH, "method": "lora", "dataset_dir": str(data), "pretrained_path": None, "seed": 0}
+    ids |= {"num_labelled": 2, "class_names": ["liver", "spleen"], "cache_rate": 0.0}
+    pictures = {"pictures": 2, "picture_file": str(work / "pictures.npz")}
+    return {"bundle": str(INFLATED.path), "ids": ids, "factor": 0.5, "section": "test", "work": str(work), **pictures}
+
+
+def test_a_run_measures_what_it_says(job: dict) -> None:
+    record = run_job(job)
+    assert record["metric"] == "val_mean_dice"
+    assert 0 <= record["quality"] <= 1
+    assert record["quality"] == pytest.approx(np.mean(list(record["cases"].values())), abs=0.02)
+    assert all(name.endswith(".nii.gz") for name in record["cases"])
+    assert (record["steps"], len(record["curve"])) == (6, 2)
+    assert record["rates"] == pytest.approx({"lr": 0.00025, "delta_lr": 0.0005, "backbone_lr": 0.000015})
+    adapter = Path(job["work"]) / "models" / "adapters" / "lora.safetensors"
+    assert record["file_bytes"] == adapter.stat().st_size
+    assert inspect_adapter(adapter)["values"] == record["trained"]
+    assert record["peak_bytes"] > record["saved_bytes"] > 0
+    assert record["flops"] > 0
+    assert record["step_seconds"] > 0
+    assert "--method lora" in record["command"]
+    with np.load(job["picture_file"]) as pictures:
+        assert set(pictures) == {f"{name}_{i}" for name in ("image", "label", "pred") for i in range(2)}
+        assert pictures["label_0"].shape == pictures["pred_0"].shape == pictures["image_0"].shape[:2]
+        assert pictures["label_0"].max() <= 2
+        assert pictures["image_0"].max() == 255
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path, data: Path) -> None:
+    ids = {**VIT_TRAINING, **LENGTH, "dataset_dir": data, "pretrained_path": None}
+    options = {"methods": "head,sorcery", "seeds": 1, "shots": "2", "out": tmp_path / "out", "pictures": 1, **ids}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "monai_petl", "compare", str(INFLATED.path), *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "head, 2 labelled, seed 0: 0." in done.stderr
+    assert "sorcery, 2 labelled, seed 0: ValueError: method must be one of lora" in done.stderr
+    assert {path.name for path in (tmp_path / "out").glob("*.*")} == {
+        "plan.json",
+        "report.html",
+        "results.csv",
+        "results.json",
+    }
+    stored = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert [run["status"] for run in stored["runs"]] == ["done", "failed"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "compare" in page
+    assert page.count('src="data:image/png') == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--methods", "lora"], "no bundle at nowhere"),
+        ([str(INFLATED.path), "--methods", "lora", "--shots", "many"], "--shots takes positive whole numbers"),
+        ([str(INFLATED.path), "--methods", "lora", "--budget", "long"], "--budget takes a time"),
+        ([str(INFLATED.path), "--methods", "lora", "--devices", "cuda:99"], "no cuda:99 here"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(tmp_path: Path, monkeypatch, capsys, arguments, message) -> None:
+    from monai_petl.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["monai_petl", "compare", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert message in str(ended.value)
+    assert not any(tmp_path.iterdir())
