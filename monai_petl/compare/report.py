@@ -56,7 +56,7 @@ def write_report(
         curves=[curves_figure(results, last)] if any(r.get("curve") for r in done) else [],
         curves_of=shots_text(last),
         cases=cases,
-        classes=_key(plan, cases),
+        classes=_key(results, cases),
         pictures_of=f"Trained with {shots_text(last)} labelled, the first seed.",
         attribution=attribution,
         failures=[{"run": _run_name(r), "error": r["error"]} for r in results.records if r["status"] == "failed"],
@@ -161,21 +161,20 @@ def _case(
     for method, arrays in pictures.items():
         said = int(arrays[f"pred_{i}"].argmax())
         share = arrays[f"pred_{i}"][said]
-        answers.append({"method": method, "text": f"{_class(results.plan, said)} ({share:.2f})", "wrong": said != true})
-    note = f"reference: {_class(results.plan, true)}"
+        answers.append({"method": method, "text": f"{_class(results, said)} ({share:.2f})", "wrong": said != true})
+    note = f"reference: {_class(results, true)}"
     return {"name": name, "tiles": [{"title": "image", "note": note, "src": tile(image)}], "answers": answers}
 
 
-def _names(plan: Mapping[str, Any]) -> list[str]:
-    """Names of the classes from the settings of the comparison, where they are given."""
-    return list(plan.get("class_names") or plan["settings"].get("class_names") or [])
+def _names(results: Results) -> list[str]:
+    return next((list(r["class_names"]) for r in results.records if r.get("class_names")), [])
 
 
-def _class(plan: Mapping[str, Any], number: int) -> str:
-    names = _names(plan)
+def _class(results: Results, number: int) -> str:
+    names = _names(results)
     return names[number] if number < len(names) else str(number)
 
 
-def _key(plan: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    names = _names(plan)
+def _key(results: Results, cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    names = _names(results)
     return list(zip(names, class_colours(len(names)), strict=True)) if cases and "answers" not in cases[0] else []

@@ -73,6 +73,9 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         "trained": counted.trainable,
         "parameters": counted.total,
         "file_bytes": adapter.stat().st_size if adapter.is_file() else None,
+        "class_names": list(
+            parser.get_parsed_content("trained_classes" if "trained_classes" in parser.get() else "class_names")
+        ),
         "rates": {name: ids[name] for name in RATES if name in ids},
         "command": _command(job["bundle"], ids),
         **_step_cost(parser, trainer),

@@ -44,7 +44,7 @@ def write_report(
     """Write ``report.html`` and its pictures (``overlays.png`` and others) into ``root``.
 
     Args:
-        root: the demo's folder, with the two folders of segmentations.
+        root: the demo's folder, with the segmentations.
         folder: the data set.
         summary: what :func:`monai_petl.demo.demo` measured.
         cases: test cases with ``image`` and ``label``.
@@ -57,18 +57,16 @@ def write_report(
         label = _canonical(case["label"])
         reference = sum(((label == ids[name]) * k for k, name in enumerate(classes, 1)), np.zeros_like(label))
         found = _canonical_map(root / "segmentations", case["image"])
-        alone = _canonical_map(root / "segmentations_full", case["image"])  # 1 is the new class there
-        maps.append([reference, found, alone * len(classes)])
+        maps.append([reference, found])
     runs = root / "bundle" / "eval"
     folders = {
         "pre-training on the base classes": runs / "pretrain" / "tensorboard",
         f"{summary['new_class']}: prompt tuning": runs / "prompt" / "tensorboard",
-        f"{summary['new_class']}: full fine-tuning": runs / "full" / "tensorboard",
     }
-    titles = ["reference", "prompt tuning", "full fine-tuning"]
+    titles = ["reference", "prompt tuning"]
     pictures = {
         "overlays": overlay_figure(shown, maps, titles, classes),
-        "dice": dice_figure({"prompt tuning": summary["dice"]["prompt"], "full fine-tuning": summary["dice"]["full"]}),
+        "dice": dice_figure({"prompt tuning": summary["dice"]}),
         "curves": learning_curves(folders),
     }
     images = {name: _save(figure, root / f"{name}.png") for name, figure in pictures.items()}
@@ -81,24 +79,20 @@ def _page(
     summary: Mapping[str, Any], classes: list[str], images: Mapping[str, str], commands: Mapping[str, str]
 ) -> str:
     new, trained, size = html.escape(summary["new_class"]), summary["trained"], summary["bytes"]
-    prompt, full = (summary["dice"][way][summary["new_class"]] for way in ("prompt", "full"))
+    dice = summary["dice"][summary["new_class"]]
     moved = "identical, bit for bit" if summary["base_classes_unchanged"] else "CHANGED"
     cards = [
-        (f"{prompt:.2f}", f"Dice of {new} by prompt tuning ({full:.2f} by full fine-tuning)"),
+        (f"{dice:.2f}", f"Dice of {new}"),
         (
-            f"{trained['prompt']:,}",
-            f"values trained: {100 * trained['prompt'] / summary['body']:.2f} % of the backbone",
+            f"{trained:,}",
+            f"values trained: {100 * trained / summary['body']:.2f} % of the backbone",
         ),
-        (f"{size['prompt'] / 1e3:.0f} kB", f"file that holds {new} (full fine-tuning: {size['full'] / 1e6:.0f} MB)"),
+        (f"{size / 1e3:.0f} kB", f"file that holds {new}"),
         (moved, f"logits of {', '.join(map(html.escape, classes[:-1]))} after learning {new}"),
         (f"{summary['labelled']}", f"labelled volumes of {new}"),
         (f"{sum(summary['seconds'].values()):.0f} s", "all steps together"),
     ]
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{summary['dice']['prompt'][name]:.3f}</td>"
-        f"<td>{_cell(summary['dice']['full'], name)}</td></tr>"
-        for name in classes
-    )
+    rows = "".join(f"<tr><td>{html.escape(n)}</td><td>{summary['dice'][n]:.3f}</td></tr>" for n in classes)
     steps = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{s:.1f} s</td></tr>" for name, s in summary["seconds"].items()
     )
@@ -115,16 +109,14 @@ tokens of {new} were trained.</p>
 <div class="cards">{"".join(f'<div class="card"><b>{value}</b><span>{text}</span></div>' for value, text in cards)}</div>
 <h2>Held-out volumes</h2>{panels["overlays"]}
 <h2>Dice of every class</h2>{panels["dice"]}
-<p>Full fine-tuning yields a network for {new} alone; the base classes of the frozen one stay what they were.</p>
-<table><tr><th>class</th><th>prompt tuning</th><th>full fine-tuning</th></tr>{rows}</table>
+<table><tr><th>class</th><th>Dice</th></tr>{rows}</table>
+<h2>Other methods</h2>
+<p><a href="comparison/report.html">Prompt tuning, LoRA, an output convolution alone and full
+fine-tuning</a> side by side: quality, memory, time, files.</p>
 <h2>Learning curves</h2>{panels["curves"]}
 <h2>Time</h2><table><tr><th>step</th><th></th></tr>{steps}</table>
 <h2>The commands</h2>{runs}</main></body></html>
 """
-
-
-def _cell(scores: Mapping[str, float], name: str) -> str:
-    return f"{scores[name]:.3f}" if name in scores else ""
 
 
 def _save(figure: Figure, path: Path) -> str:

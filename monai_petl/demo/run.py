@@ -1,9 +1,10 @@
-"""Runs the PUNet bundle step by step: data, pre-training, prompt tuning, full fine-tuning, inference, report."""
+"""Runs the PUNet bundle step by step: data, pre-training, prompt tuning, inference, report, comparison with other methods."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from monai.bundle import run as run_bundle
 
 from monai_petl.adapters import inspect_adapter
+from monai_petl.compare import Plan, find_devices, run_plan
 from monai_petl.data import DataError, load_datalist, make_phantom_dataset
 from monai_petl.demo.checks import base_classes_unchanged, dice_by_class
 from monai_petl.demo.report import write_report
@@ -26,6 +28,12 @@ from monai_petl.summary import summary as parameters_of
 
 __all__ = ["demo"]
 
+METHODS: dict[str, dict[str, Any]] = {  # with the learning rates of docs/results.md
+    "prompt tuning": {"method": "prompt", "lr": 0.05, "prompt_init": "mean"},
+    "LoRA": {"method": "lora", "lr": 0.005},
+    "head only": {"method": "head", "lr": 0.1},
+    "full fine-tuning": {"method": "full", "lr": 0.0005, "prompt_init": "mean"},
+}
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "punet_ct_segmentation"
 T = TypeVar("T")
 
@@ -40,7 +48,7 @@ def demo(
     effort: float = 1.0,
     seed: int = 0,
 ) -> Path:
-    """Pre-train, freeze, teach a new class from a few labelled volumes, segment, and write ``report.html``.
+    """Pre-train, freeze, teach a new class from a few labelled volumes, segment, compare methods, and write ``report.html``.
 
     Args:
         out: folder for everything that is made; a former demo in it is replaced.
@@ -77,11 +85,12 @@ def demo(
     _train(steps, folder, settings, effort, seed)
     _segment(steps, folder, settings, section)
     summary = _measure(steps, folder, settings, cases)
+    comparison = _compare(steps, folder, settings, section, effort)
     (root / "summary.json").write_text(json.dumps(summary, indent=4) + "\n", encoding="utf-8")
     report = write_report(root, folder, summary, cases, steps.commands)
-    dice, new = summary["dice"], settings.new_class
-    _say(f"\nDice of {new}: {dice['prompt'][new]:.3f} by its prompts, {dice['full'][new]:.3f} by full fine-tuning")
-    _say(f"Report: {report}")
+    new = settings.new_class
+    _say(f"\nDice of {new}, by its prompts: {summary['dice'][new]:.3f}")
+    _say(f"Report: {report}\nComparison of methods: {comparison}")
     return report
 
 
@@ -130,7 +139,7 @@ def _held_out(folder: Path) -> tuple[str, list[dict[str, str]]]:
 
 
 def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, seed: int) -> None:
-    """Pre-train, then teach the new class twice: by its prompts, and by training everything for comparison."""
+    """Pre-train, then teach the new class by its prompts."""
     models, logs = steps.bundle / "models", steps.bundle / "eval"
     both = {**settings.training(), "dataset_dir": str(folder), "seed": seed}
     schedule = {"epochs": 8, "epoch_length": max(1, round(40 * effort)), "val_interval": 4, "lr_schedule": "one_cycle"}
@@ -145,25 +154,16 @@ def _train(steps: Steps, folder: Path, settings: DemoSettings, effort: float, se
     tuning |= {"epochs": 8, "epoch_length": max(1, round(25 * effort)), "val_interval": 4}
     prompts = {"lr": 0.05, "prompt_init": "mean", "output_dir": str(logs / "prompt")}
     steps.bundle_run("prompt tuning", "train.json", {**tuning, **prompts})
-    separate = {"pretrained_path": str(models / "backbone" / "model.pt"), "ckpt_dir": str(models / "full")}
-    steps.bundle_run(
-        "full fine-tuning",
-        "train.json",
-        {**tuning, **separate, "lr": 0.0005, "method": "full", "output_dir": str(logs / "full")},
-    )
 
 
 def _segment(steps: Steps, folder: Path, settings: DemoSettings, section: str) -> None:
-    """Segment the held-out volumes with all classes, and with the fully fine-tuned network."""
-    root, models = steps.bundle.parent, steps.bundle / "models"
+    """Segment the held-out volumes with all classes."""
+    root = steps.bundle.parent
     both = {**settings.shared(), "dataset_dir": str(folder), "section": section}
     classes = [*settings.base_classes, settings.new_class]
     steps.bundle_run(
         "inference", "inference.json", {**both, "class_names": classes, "output_dir": str(root / "segmentations")}
     )
-    full = {"ckpt_path": str(models / "backbone" / "model.pt"), "adapter_dir": str(models / "full" / "adapters")}
-    output = {"class_names": [settings.new_class], "output_dir": str(root / "segmentations_full")}
-    steps.bundle_run("inference, full fine-tuning", "inference.json", {**both, **full, **output})
 
 
 def _measure(steps: Steps, folder: Path, settings: DemoSettings, cases: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -172,24 +172,34 @@ def _measure(steps: Steps, folder: Path, settings: DemoSettings, cases: Sequence
     unchanged = base_classes_unchanged(
         models / "backbone" / "model.pt", models / "model.pt", settings.base_classes, new, [*settings.patch, 1]
     )
-    adapters = {
-        "prompt": inspect_adapter(models / "adapters" / f"{new}.safetensors"),
-        "full": inspect_adapter(models / "full" / "adapters" / f"{new}.safetensors"),
-    }
+    adapter = inspect_adapter(models / "adapters" / f"{new}.safetensors")
     return {
         "base_classes": settings.base_classes,
         "new_class": new,
         "labelled": settings.labelled,
-        "dice": {
-            "prompt": dice_by_class(folder, root / "segmentations", cases, classes),
-            "full": dice_by_class(folder, root / "segmentations_full", cases, [new]),
-        },
+        "dice": dice_by_class(folder, root / "segmentations", cases, classes),
         "base_classes_unchanged": unchanged,
-        "trained": {name: header["values"] for name, header in adapters.items()},
+        "trained": adapter["values"],
         "body": parameters_of(PUNet().body).total,
-        "bytes": {name: header["bytes"] for name, header in adapters.items()},
+        "bytes": adapter["bytes"],
         "seconds": steps.seconds,
     }
+
+
+def _compare(steps: Steps, folder: Path, settings: DemoSettings, section: str, effort: float) -> Path:
+    """Teach the new class again, by several methods side by side."""
+    shared = {**settings.training(), "dataset_dir": str(folder), "new_class": settings.new_class}
+    shared |= {"epochs": 4, "epoch_length": max(1, round(25 * effort))}
+    shared |= {"pretrained_path": str(steps.bundle / "models" / "backbone" / "model.pt")}
+    plan = Plan(str(steps.bundle), METHODS, (settings.labelled,), seeds=2, settings=shared, section=section)
+    devices = find_devices()
+    if devices == ["cpu"]:
+        devices = ["cpu"] * min(4, os.cpu_count() or 1)
+    title = f"Which method for {settings.new_class}?"
+    _say(f"\n{', '.join(METHODS)}: {plan.seeds} trainings each, {len(devices)} at a time")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("monai_petl.compare").setLevel(logging.INFO)  # a line a run
+    return steps.timed("comparison", lambda: run_plan(plan, steps.bundle.parent / "comparison", devices, title))
 
 
 def _fresh_folder(root: Path) -> Path:

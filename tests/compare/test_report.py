@@ -171,7 +171,7 @@ def segmentation_pictures(folder: Path) -> None:
 def test_methods_are_shown_on_the_same_case(tmp_path):
     results = results_of(tmp_path, "good", "cheap", seeds=2)
     segmentation_pictures(tmp_path)
-    results.plan["settings"]["class_names"] = ["hippocampus"]
+    results.records[0]["class_names"] = ["hippocampus"]
     page = report_of(results, tmp_path, attribution="Images: us, CC BY 4.0.")
     assert page.count('src="data:image/png') == 4
     for title in ("image", "reference", "good", "cheap"):
@@ -182,7 +182,7 @@ def test_methods_are_shown_on_the_same_case(tmp_path):
 
 def test_answers_of_classification_are_shown_beside_the_reference(tmp_path):
     results = results_of(tmp_path, "good", "cheap", seeds=1)
-    results.plan["settings"]["class_names"] = ["benign", "malignant"]
+    results.records[0]["class_names"] = ["benign", "malignant"]
     for method, scores in (("good", [0.9, 0.1]), ("cheap", [0.2, 0.8])):
         arrays = {"image_0": np.zeros((8, 8, 3), np.uint8), "label_0": np.array([0.0]), "pred_0": np.array(scores)}
         np.savez(tmp_path / "runs" / f"test_{method}_all_seed0.npz", **arrays)

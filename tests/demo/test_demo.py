@@ -13,7 +13,7 @@ import pytest
 from monai_petl.data import DataError, make_phantom_dataset
 from monai_petl.demo import demo
 from monai_petl.demo.checks import dice_by_class
-from monai_petl.demo.run import BUNDLE
+from monai_petl.demo.run import BUNDLE, METHODS
 from monai_petl.demo.settings import settings_for
 
 HIPPOCAMPUS = Path(__file__).parents[2] / "../shared/data/mr_hippocampus"
@@ -48,19 +48,38 @@ def test_demo_writes_a_report_with_its_pictures(report: Path) -> None:
 def test_demo_measures_what_it_claims(report: Path) -> None:
     summary = json.loads((report.parent / "summary.json").read_text(encoding="utf-8"))
     assert summary["base_classes_unchanged"] is True
-    assert summary["trained"]["prompt"] == 57_344
+    assert summary["trained"] == 57_344
     assert summary["body"] == 6_758_304
     assert summary["labelled"] == 2
-    assert set(summary["dice"]["prompt"]) == {"liver", "spleen", "kidney", "aorta", "spine"}
-    assert all(0 <= dice <= 1 for scores in summary["dice"].values() for dice in scores.values())
-    assert summary["bytes"]["prompt"] < 300_000 < summary["bytes"]["full"]
+    assert set(summary["dice"]) == {"liver", "spleen", "kidney", "aorta", "spine"}
+    assert all(0 <= dice <= 1 for dice in summary["dice"].values())
+    assert summary["bytes"] < 300_000
+
+
+@pytest.mark.slow
+def test_demo_ends_with_a_comparison_of_methods(report: Path) -> None:
+    results = json.loads((report.parent / "comparison" / "results.json").read_text(encoding="utf-8"))
+    runs = {(run["method"], run["seed"]): run for run in results["runs"]}
+    assert runs.keys() == {(method, seed) for method in METHODS for seed in (0, 1)}
+    assert {run["status"] for run in runs.values()} == {"done"}
+    trained = {method: runs[method, 0]["trained"] for method in METHODS}
+    body = 6_758_304
+    assert trained == {
+        "prompt tuning": 57_344,
+        "LoRA": 239_234,
+        "head only": 130,
+        "full fine-tuning": body + 57_344 + 512,
+    }
+    assert all(set(run["cases"]) <= {"phantom_003.nii.gz"} for run in runs.values())
+    assert (report.parent / "comparison" / "report.html").is_file()
+    assert 'href="comparison/report.html"' in report.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_commands_of_the_report_name_configs_and_ids_that_exist(report: Path) -> None:
     page = report.read_text(encoding="utf-8").replace("&#x27;", "'").replace("&quot;", '"')
     commands = re.findall(r"<pre>(python -m monai\.bundle run .*?)</pre>", page, re.S)
-    assert len(commands) == 5
+    assert len(commands) == 3
     for text in commands:
         words = shlex.split(text)
         assert words[:4] == ["python", "-m", "monai.bundle", "run"]
