@@ -15,6 +15,8 @@ import pytest
 
 from monai_petl import Method, summary
 from monai_petl.bundle import network_of_config
+from monai_petl.compare import compare
+from monai_petl.compare.plan import parse_budget, parse_methods, parse_shots
 from monai_petl.data import make_dataset
 from monai_petl.demo import demo
 from monai_petl.inflation import build_from_pretrained
@@ -201,6 +203,14 @@ def test_package_commands_have_verbs_and_options_that_exist(document_name, folde
     given = options(words)
     if words[1] == "summary":
         assert given.keys() <= {"json", *config_of(folder, f"{words[2]}/configs/train.json")}, document_name
+    elif words[1] == "compare":
+        known = (
+            inspect.signature(compare).parameters.keys() | config_of(folder, f"{words[2]}/configs/train.json").keys()
+        )
+        assert given.keys() <= known, document_name
+        assert parse_shots(given["shots"])
+        assert parse_budget(given["budget"])
+        assert set(parse_methods(given["methods"])) <= METHODS.keys()
     elif words[1] == "demo":
         assert given.keys() <= inspect.signature(demo).parameters.keys(), document_name
     elif words[1:3] == ["data", "make"]:
@@ -282,3 +292,9 @@ def test_the_page_of_punet_has_the_counts_of_its_blocks():
     for name, _, count in rows(PUNET_PAGE, "## Shapes"):
         block = name.strip("`")
         assert count == f"{sum(p.numel() for p in body.level(block).parameters()):,}", block
+
+
+def test_the_page_of_compare_has_all_its_options():
+    shown = re.findall(r"`--(\w+)`", (ROOT / "docs" / "compare.md").read_text(encoding="utf-8").split("## What is equal")[0])
+    own = [name for name in inspect.signature(compare).parameters if name not in ("bundle", "settings")]
+    assert set(own) <= set(shown)
