@@ -295,6 +295,8 @@ def test_the_page_of_punet_has_the_counts_of_its_blocks():
 
 
 def test_the_page_of_compare_has_all_its_options():
-    shown = re.findall(r"`--(\w+)`", (ROOT / "docs" / "compare.md").read_text(encoding="utf-8").split("## What is equal")[0])
+    shown = re.findall(
+        r"`--(\w+)`", (ROOT / "docs" / "compare.md").read_text(encoding="utf-8").split("## What is equal")[0]
+    )
     own = [name for name in inspect.signature(compare).parameters if name not in ("bundle", "settings")]
     assert set(own) <= set(shown)

@@ -8,6 +8,7 @@ from monai_petl.data.check import (
     check_training_data,
     validate_cases,
 )
+from monai_petl.data.classification import few_shot_per_class, image_classes, load_image_list, require_images
 from monai_petl.data.datalist import DataError, class_names, few_shot, load_datalist, require_data, split_cases
 from monai_petl.data.make import make_dataset
 from monai_petl.data.phantom import PHANTOM_CLASSES, make_phantom, make_phantom_dataset
@@ -22,11 +23,15 @@ __all__ = [
     "check_training_data",
     "class_names",
     "few_shot",
+    "few_shot_per_class",
+    "image_classes",
     "load_datalist",
+    "load_image_list",
     "make_dataset",
     "make_phantom",
     "make_phantom_dataset",
     "require_data",
+    "require_images",
     "split_cases",
     "validate_cases",
 ]

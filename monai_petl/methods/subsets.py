@@ -33,12 +33,13 @@ from monai_petl.methods.targets import (
     transformer_blocks,
     unused_parameters,
 )
-from monai_petl.networks import ViTSegmenter
+from monai_petl.networks import ViTClassifier, ViTSegmenter
 
 __all__ = ["BiasOnly", "FullFineTuning", "HeadOnly", "LastBlocks", "NormOnly"]
 
 HEADS: dict[type[nn.Module], str] = {
     ViTSegmenter: "decoder",
+    ViTClassifier: "head",
     ViT: "classification_head",
     UNETR: "out",
     SwinUNETR: "out",
@@ -108,7 +109,8 @@ class HeadOnly(Method):
         num_classes: put a new last layer with this many outputs in place of the head's; the old one comes back when the
             adapter is switched off. ``None`` trains the head that is there.
         head: name of the head; default ``classification_head`` of ViT, ``out`` of UNETR and SwinUNETR, ``conv_final`` of
-            SegResNet, ``output_block`` of DynUNet, the last stage of UNet, ``decoder`` of ViTSegmenter.
+            SegResNet, ``output_block`` of DynUNet, the last stage of UNet, ``decoder`` of
+            ViTSegmenter, ``head`` of ViTClassifier.
 
     Raises:
         ValueError: there is no such head.

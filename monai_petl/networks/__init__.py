@@ -3,11 +3,12 @@
 from monai_petl.networks.aim import AIMSwin, AIMViT
 from monai_petl.networks.punet import PUNET_CONFIGURATIONS, PUNet, PUNetOutput
 from monai_petl.networks.punet_weights import load_punet, load_punet_backbone
-from monai_petl.networks.segmenter_weights import load_backbone, vit_backbone
 from monai_petl.networks.slices import Slices, slices_of
 from monai_petl.networks.swin_weights import load_swin_unetr
 from monai_petl.networks.trained_weights import load_trained
+from monai_petl.networks.vit_classifier import ViTClassifier
 from monai_petl.networks.vit_segmenter import DECODERS, LinearDecoder, TapDecoder, ViTSegmenter
+from monai_petl.networks.vit_weights import load_backbone, vit_backbone
 
 __all__ = [
     "DECODERS",
@@ -19,6 +20,7 @@ __all__ = [
     "PUNetOutput",
     "Slices",
     "TapDecoder",
+    "ViTClassifier",
     "ViTSegmenter",
     "load_backbone",
     "load_punet",

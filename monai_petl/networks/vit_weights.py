@@ -1,10 +1,10 @@
-"""The backbone of a ViTSegmenter, and its weights from a 2D checkpoint."""
+"""The backbone of a ViTSegmenter or ViTClassifier, and its weights from a 2D checkpoint."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from monai.networks.nets import ViT
 
@@ -13,10 +13,13 @@ from monai_petl.inflation.attention_bias import RelativePositionBias, add_attent
 from monai_petl.inflation.files import set_eps
 from monai_petl.inflation.options import patch_of
 from monai_petl.inflation.tensor_rules import Mode
+from monai_petl.networks.vit_classifier import ViTClassifier
 from monai_petl.networks.vit_segmenter import ViTSegmenter
 from monai_petl.switching import backbone_loaded
 
 __all__ = ["load_backbone", "vit_backbone"]
+
+Network = TypeVar("Network", ViTSegmenter, ViTClassifier)
 
 
 def vit_backbone(
@@ -60,11 +63,11 @@ def vit_backbone(
     return vit
 
 
-def load_backbone(network: ViTSegmenter, path: str | os.PathLike | None, inflation: Mode = "center") -> ViTSegmenter:
+def load_backbone(network: Network, path: str | os.PathLike | None, inflation: Mode = "center") -> Network:
     """Put a 2D checkpoint into the backbone, inflated to its dimensions and image size.
 
     Args:
-        network: adapted or not; changed in place.
+        network: a ViTSegmenter or ViTClassifier, adapted or not; changed in place.
         path: a file or folder that :func:`monai_petl.inflation.read_checkpoint` reads; ``None`` leaves the weights.
         inflation: ``center`` or ``average``.
 

@@ -1,0 +1,84 @@
+"""A classifier around any MONAI ``ViT``: a linear layer on its class token, the mean of its patch tokens, or both.
+
+MONAI's own ``ViT(classification=True)`` reads the class token alone and returns its hidden states beside the scores; this
+one returns scores, so that it goes into trainers, inferers and exports as it is. The mean of the patch tokens beside the class
+token is what linear probes of self-supervised transformers read (M. Oquab et al., "DINOv2", arXiv:2304.07193).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import ViT
+from torch import Tensor, nn
+
+__all__ = ["POOLS", "ViTClassifier"]
+
+POOLS = {"class": 1, "mean": 1, "class_mean": 2}  # how many vectors the head reads
+
+
+class ViTClassifier(nn.Module):
+    """Scores of classes from the final tokens of a vision transformer, 2D or 3D.
+
+    All but the head belongs to the backbone: ``adapt(network, [], also_train=["head"])`` is a linear probe.
+
+    Args:
+        backbone: a MONAI ``ViT``. Its classification head, where it has one, is taken away.
+        num_classes: K.
+        img_size: pixels (H, W) or voxels (H, W, D) that the backbone was built for.
+        pool: ``"class_mean"`` reads the class token and the mean of the patch tokens, ``"class"`` and ``"mean"`` one of them.
+        dropout: rate in front of the head.
+
+    Raises:
+        TypeError: the backbone is no ``ViT``.
+        ValueError: there is no such pool, or no class token to read.
+
+    Example::
+
+        backbone = ViT(3, (224, 224), (16, 16), spatial_dims=2, classification=True, qkv_bias=True)
+        scores = ViTClassifier(backbone, 3, (224, 224))(torch.rand(2, 3, 224, 224))  # (2, 3)
+    """
+
+    def __init__(
+        self,
+        backbone: ViT,
+        num_classes: int,
+        img_size: Sequence[int],
+        *,
+        pool: str = "class_mean",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        missing = [n for n in ("patch_embedding", "blocks", "norm") if not hasattr(backbone, n)]
+        if missing:
+            raise TypeError(
+                f"ViTClassifier needs a MONAI ViT as its backbone, got {type(backbone).__name__}, which has no {missing[0]}"
+            )
+        if pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}; got {pool!r}")
+        if pool != "mean" and not hasattr(backbone, "cls_token"):
+            raise ValueError(f"pool={pool!r} reads the class token, and this ViT has none; use pool='mean'")
+        if hasattr(backbone, "classification_head"):
+            del backbone.classification_head  # nothing here depends on it, and an adapter should not either
+        self.pool, self.img_size = pool, tuple(img_size)
+        self.backbone: ViT = backbone
+        self.patches = backbone.patch_embedding.position_embeddings.shape[1]
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(POOLS[pool] * backbone.patch_embedding.position_embeddings.shape[2], num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *img_size) -> (B, K)."""
+        return self.head(self.dropout(self.features(image)))
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the head reads, (B, hidden size) or twice as wide."""
+        if tuple(image.shape[2:]) != self.img_size:
+            raise ValueError(
+                f"this network was built for images of {self.img_size}, got {tuple(image.shape[2:])}; resize them"
+            )
+        tokens, _ = self.backbone(image)
+        if self.pool == "class":
+            return tokens[:, 0]
+        mean = tokens[:, -self.patches :].mean(1)
+        return mean if self.pool == "mean" else torch.cat((tokens[:, 0], mean), 1)
