@@ -8,7 +8,13 @@ from monai_petl.data.check import (
     check_training_data,
     validate_cases,
 )
-from monai_petl.data.classification import few_shot_per_class, image_classes, load_image_list, require_images
+from monai_petl.data.classification import (
+    balancing_weights,
+    few_shot_per_class,
+    image_classes,
+    load_image_list,
+    require_images,
+)
 from monai_petl.data.datalist import DataError, class_names, few_shot, load_datalist, require_data, split_cases
 from monai_petl.data.make import make_dataset
 from monai_petl.data.phantom import PHANTOM_CLASSES, make_phantom, make_phantom_dataset
@@ -18,6 +24,7 @@ __all__ = [
     "CaseReport",
     "DataError",
     "DatasetReport",
+    "balancing_weights",
     "check_dataset",
     "check_images",
     "check_training_data",

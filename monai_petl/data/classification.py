@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from monai_petl.data.datalist import SECTIONS, DataError, PathLike, _read_json, split_cases
 
-__all__ = ["few_shot_per_class", "image_classes", "load_image_list", "require_images"]
+__all__ = ["balancing_weights", "few_shot_per_class", "image_classes", "load_image_list", "require_images"]
 
 ImageCase = dict[str, Any]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".npy")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*PICTURES, ".nii", ".nii.gz", ".dcm", ".npy")
 FILE, CLASS, SECTION, GROUP = (
     ("file", "image", "path"),
     ("class_name", "class", "label"),
@@ -116,31 +118,61 @@ def few_shot_per_class(datalist: Sequence[ImageCase], count: int | None, seed: i
     return [case for place, case in enumerate(datalist) if place in drawn]
 
 
-def require_images(datalist: Sequence[Mapping[str, Any]], dataset_dir: PathLike, class_names: Sequence[str]) -> None:
-    """Stops with a clear sentence when there is nothing to train on. To be called first in a bundle's ``run``.
+def balancing_weights(datalist: Sequence[Mapping[str, Any]]) -> list[float]:
+    """For each image 1 / (images of its class): weights of a sampler that draws all classes equally often."""
+    count = Counter(case["label"] for case in datalist)
+    return [1.0 / count[case["label"]] for case in datalist]
+
+
+def require_images(
+    datalist: Sequence[Mapping[str, Any]],
+    dataset_dir: PathLike,
+    class_names: Sequence[str] = (),
+    validation: Sequence[Mapping[str, Any]] = (),
+    images: str | None = None,
+) -> None:
+    """Stops with a clear sentence before anything is trained or predicted. To be called first in a bundle's ``run``.
 
     Args:
-        datalist: what :func:`load_image_list` gave.
+        datalist: what :func:`load_image_list` gave, or cases with an ``image`` alone.
         dataset_dir: the folder it was read from.
         class_names: classes of which there has to be an image.
+        validation: further images.
+        images: the pattern of file names that they were found by, where it was not the folder.
 
     Raises:
-        DataError: the list is empty, a class has no image, or a file is missing.
+        DataError: the list is empty, a class has no image, or a file is missing or no image.
     """
     remedy = "Give the data set's folder as --dataset_dir; docs/data.md describes its layout."
-    if not Path(dataset_dir).is_dir():
+    if images is not None and not datalist:
+        raise DataError(f"no file matches images={images!r}; give a pattern such as 'folder/*.png', in quotes")
+    if images is None and not Path(dataset_dir).is_dir():
         raise DataError(f"dataset_dir names no folder: {dataset_dir}. {remedy}")
     if not datalist:
         raise DataError(f"no images were found in dataset_dir {dataset_dir}. {remedy}")
-    found = {case["class_name"] for case in datalist}
+    found = {case.get("class_name") for case in datalist}
     empty = [name for name in class_names if name not in found]
     if empty:
-        raise DataError(
-            f"no image in {dataset_dir} is of the class {', '.join(empty)}; found: {', '.join(sorted(found))}"
-        )
-    missing = [case["image"] for case in datalist if not Path(case["image"]).is_file()]
+        known = ", ".join(sorted(map(str, found)))
+        raise DataError(f"no image in {dataset_dir} is of the class {', '.join(empty)}; found: {known}")
+    paths = [Path(case["image"]) for case in (*datalist, *validation)]
+    missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(f"{len(missing)} images that {dataset_dir} lists are not there, first {missing[0]}")
+    bad = [path for path in paths if path.name.lower().endswith(PICTURES) and not _is_picture(path)]
+    if bad:
+        raise DataError(
+            f"{len(bad)} files are no images that can be read, first {bad[0]}; repair them or take them out"
+        )
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except Exception:  # Pillow raises whatever its decoders do
+        return False
+    return True
 
 
 def _cases(root: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,16 @@
 
 from monai_petl.handlers.adapter_saver import AdapterSaver
 from monai_petl.handlers.clip import GradientClipping
+from monai_petl.handlers.probability_table import ProbabilityTable
 from monai_petl.handlers.ranks import for_this_rank
 from monai_petl.handlers.resume import BestMetric, ResumableTraining, require_checkpoint
 
-__all__ = ["AdapterSaver", "BestMetric", "GradientClipping", "ResumableTraining", "for_this_rank", "require_checkpoint"]
+__all__ = [
+    "AdapterSaver",
+    "BestMetric",
+    "GradientClipping",
+    "ProbabilityTable",
+    "ResumableTraining",
+    "for_this_rank",
+    "require_checkpoint",
+]

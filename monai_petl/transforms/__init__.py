@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monai_petl.transforms.channels import ToChannelsd
 from monai_petl.transforms.checks import RequireContentd
 from monai_petl.transforms.class_label import SampleClassLabeld
 from monai_petl.transforms.coordinates import AddCoordinatesd
@@ -15,5 +16,6 @@ __all__ = [
     "SampleClassLabeld",
     "SelectClassesd",
     "StudentTeacherViewsd",
+    "ToChannelsd",
     "ViewAugmentation",
 ]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from monai_petl.data import make_phantom_dataset
 from tests.bundles.helpers import (
     BUNDLES,
+    CLASSIFIER,
     INFLATED,
     PUNET,
     SIZE,
@@ -35,6 +38,27 @@ def duplicates_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four phantoms to train on, one for validation, two for test."""
     return make_phantom_dataset(tmp_path_factory.mktemp("phantoms") / "data", 4, 1, 2, 0, SIZE, SPACING)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of three classes in folders: dark, bright, and bright on one side; one is grey, one has transparency."""
+    root, random = tmp_path_factory.mktemp("images") / "data", np.random.default_rng(0)
+    for section, count in {"training": 4, "validation": 2, "test": 2}.items():
+        for name in ("normal", "benign", "malignant"):
+            (root / section / name).mkdir(parents=True)
+            for i in range(count):
+                picture = random.integers(0, 60, (40, 48, 4), np.uint8)
+                picture[:, slice(0, {"normal": 0, "benign": 24, "malignant": 48}[name])] += 150
+                mode = "L" if i == 0 else "RGBA" if i == 1 else "RGB"
+                Image.fromarray(picture).convert(mode).save(root / section / name / f"{name}_{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_of(data: Path, images: Path) -> Callable[[Bundle], Path]:
+    """The data set that a bundle is for."""
+    return lambda bundle: images if bundle is CLASSIFIER else data
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +98,7 @@ def pretrained_punet(pretrained: Trained) -> Path:
 
 @pytest.fixture(scope="session")
 def train_once(
-    tmp_path_factory: pytest.TempPathFactory, data: Path, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory, data_of: Callable[[Bundle], Path], request: pytest.FixtureRequest
 ) -> Callable[[Bundle], Trained]:
     """Trains a bundle from its source; the second time it gives what the first has made."""
 
@@ -84,7 +108,7 @@ def train_once(
         if bundle.name not in made:
             copy = bundle.copy(tmp_path_factory.mktemp("trained"))
             source = request.getfixturevalue(bundle.source)
-            made[bundle.name] = Trained(copy, bundle.run("train", copy, data, pretrained_path=str(source)))
+            made[bundle.name] = Trained(copy, bundle.run("train", copy, data_of(bundle), pretrained_path=str(source)))
         return made[bundle.name]
 
     return make

@@ -133,7 +133,20 @@ AIM = Bundle(
     "checkpoint",
 )
 
-BUNDLES = (PUNET, INFLATED, LORA, VPETL, AIM)
+CLASSES = {**VIT, "token_size": [8, 8], "img_size": [32, 32]}
+del CLASSES["feature_size"]
+CLASSES_INFERENCE = {**CLASSES, "num_workers": 0, "batch_size": 2}
+CLASSES_TRAINING = {**CLASSES_INFERENCE, **SHORT}
+CLASSIFIER = Bundle(
+    "lora_vit_classification",
+    {"train": CLASSES_TRAINING, "evaluate": CLASSES_TRAINING, "inference": CLASSES_INFERENCE},
+    {**CLASSES, "num_layers": 2},
+    (1, 3, 32, 32),
+    "checkpoint",
+)
+
+SEGMENTERS = (PUNET, INFLATED, LORA, VPETL, AIM)
+BUNDLES = (*SEGMENTERS, CLASSIFIER)
 RUNS = [(bundle, config) for bundle in BUNDLES for config in bundle.settings]
 
 

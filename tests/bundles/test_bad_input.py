@@ -18,7 +18,7 @@ import torch
 
 from tests.bundles.helpers import (
     PUNET,
-    RUNS,
+    SEGMENTERS,
     Bundle,
     Trained,
     command,
@@ -29,6 +29,14 @@ from tests.bundles.helpers import (
     run,
     segmentations,
 )
+
+RUNS = [(bundle, config) for bundle in SEGMENTERS for config in bundle.settings]
+
+
+@pytest.fixture(params=SEGMENTERS, ids=named)
+def each(request: pytest.FixtureRequest) -> Bundle:
+    """Every bundle for segmentation in turn."""
+    return request.param
 
 
 @pytest.fixture
