@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,9 @@ def compare(config: str, methods: Any, **options: Any) -> None:
         options: out, seeds, shots, budget, section, devices, pictures, title, attribution: see monai_petl.compare.compare;
             and any top-level ids of the bundle, for instance --dataset_dir PATH --epochs 4.
     """
-    try:
-        from monai_petl.compare import compare as run
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"compare needs {error.name}; install the extra 'report': pip install 'monai-petl[report]'"
-        ) from error
+    _need_report()
+    from monai_petl.compare import compare as run
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the runs end too
     print(run(config, methods, **options))
@@ -148,9 +146,19 @@ def compare(config: str, methods: Any, **options: Any) -> None:
 
 def demo(**options: Any) -> None:
     """Pre-train, teach a new class from a few volumes, segment, and write a report. Options: see monai_petl.demo.demo."""
+    _need_report()
     from monai_petl.demo import demo as run
 
     run(**options)
+
+
+def _need_report() -> None:
+    missing = [name for name in ("jinja2", "pandas") if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"this needs {' and '.join(missing)}; install the extra 'report': pip install 'monai-petl[report]', or in a "
+            "checkout: python -m pip install --constraint constraints.txt --editable '.[report]'"
+        )
 
 
 def main() -> None:
@@ -158,6 +166,8 @@ def main() -> None:
     verbs = {"summary": summary, "adapter": Adapter, "data": Data, "inflate": inflate, "compare": compare, "demo": demo}
     try:
         fire.Fire(verbs, name="python -m monai_petl")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it stood, if it is one that can (compare)")
     except Exception as error:
         from monai_petl.bundle import root_cause
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 __all__ = [
     "StepCost",
@@ -23,6 +23,14 @@ __all__ = [
     "step_seconds",
     "summary",
 ]
+
+
+CPU_ATTENTION = {  # fused attention on CPUs, which torch's counter does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,9 @@ def measure_step(
 
     seconds = step_seconds(step, repeats)  # also makes the optimiser's state
     saved = saved_activation_bytes(network, loss)
-    with FlopCounterMode(display=False) as forward:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as forward:
         value = loss()
-    with FlopCounterMode(display=False) as backward:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as backward:
         value.backward()
     del value
     chosen.zero_grad()

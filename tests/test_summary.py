@@ -194,3 +194,16 @@ def test_the_optimizer_that_is_given_counts():
     adam = measure_step(network, lambda: network(x).sum())
     values = sum(p.numel() for p in network.parameters())
     assert adam.peak_bytes - plain.peak_bytes >= 2 * 4 * values
+
+
+def test_fused_attention_counts_on_cpus():
+    q, k, v = (torch.rand(2, 3, 16, 8, requires_grad=True) for _ in range(3))
+    layer = nn.Linear(1, 1)
+
+    def loss() -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, v).sum() + layer.weight.sum()
+
+    cost = measure_step(layer, loss)
+    products = 2 * 2 * (2 * 3 * 16 * 16 * 8)  # scores, and their mean of the values
+    assert cost.forward_flops == products
+    assert cost.flops == products + 5 * products // 2  # of torch's formula: scores again, and four gradients

@@ -78,10 +78,10 @@ def shots_figure(results: Results) -> str:
             "capsize": 2,
         }
         place = np.arange(len(names)) + 0.16 * (i / max(1, len(results.methods) - 1) - 0.5)  # bars beside each other
-        ax.errorbar(place, rows["quality"], yerr=rows["spread"].fillna(0), label=method, **line)  # type: ignore[arg-type]
+        ax.errorbar(place, rows["quality"], yerr=rows["spread"].fillna(0), label=_plain(method), **line)  # type: ignore[arg-type]
     ax.set_xticks(range(len(names)), names)
     ax.set(xlabel="labelled cases", ylabel=results.metric)
-    ax.legend(frameon=False, fontsize=8, labelcolor=INK, bbox_to_anchor=(1.01, 1), loc="upper left")
+    _legend(ax)
     return _svg(figure, "shots")
 
 
@@ -94,11 +94,13 @@ def curves_figure(results: Results, shots: int | None) -> str:
         ]
         if curves:
             length = min(map(len, curves))
-            mean = np.mean([curve[:length] for curve in curves], 0)
-            ax.plot(range(1, length + 1), mean, "o-", ms=3, lw=1.3, color=COLOURS[i % len(COLOURS)], label=method)
+            mean = np.mean(np.array([curve[:length] for curve in curves], dtype=float), 0)
+            ax.plot(
+                range(1, length + 1), mean, "o-", ms=3, lw=1.3, color=COLOURS[i % len(COLOURS)], label=_plain(method)
+            )
     ax.set(xlabel="epoch", ylabel="training loss")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False, fontsize=8, labelcolor=INK, bbox_to_anchor=(1.01, 1), loc="upper left")
+    _legend(ax)
     return _svg(figure, f"curves{shots_text(shots)}")
 
 
@@ -134,6 +136,16 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, ax
 
 
+def _legend(ax: Axes) -> None:
+    ax.legend(frameon=False, fontsize=8, labelcolor=INK, bbox_to_anchor=(1.01, 1), loc="upper left")
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib neither typesets as mathematics nor leaves out of a legend."""
+    escaped = name.replace("$", r"\$")
+    return f"\u200b{escaped}" if escaped.startswith("_") else escaped
+
+
 def _label(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
     """Names beside their points, moved apart where they would lie on each other."""
     ax.figure.canvas.draw()
@@ -146,7 +158,7 @@ def _label(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None
             py += 2
         placed.append((px, py, width))
         offset = (7, (py - pixels[i][1]) * 72 / ax.figure.dpi - 3)
-        ax.annotate(names[i], (x[i], y[i]), offset, textcoords="offset points", fontsize=8, color=INK)
+        ax.annotate(_plain(names[i]), (x[i], y[i]), offset, textcoords="offset points", fontsize=8, color=INK)
 
 
 def _svg(figure: Figure, salt: str) -> str:

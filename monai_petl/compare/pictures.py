@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ class PictureTaker:
             if len(self.taken) < self.count:
                 self.taken.append(_picture(item))
 
-    def save(self, path: str | Path) -> None:
-        """Write an .npz file of ``image_0``, ``label_0``, ``pred_0``, ``image_1``, ..."""
+    def save(self, path: str | Path, names: Sequence[str]) -> None:
+        """Write an .npz file of ``image_0``, ``label_0``, ``pred_0``, ``image_1``, ... and ``names``, of the cases in order."""
         arrays: dict[str, Any] = {f"{n}_{i}": value for i, one in enumerate(self.taken) for n, value in one.items()}
-        np.savez_compressed(path, **arrays)
+        np.savez_compressed(path, names=np.array(names[: len(self.taken)]), **arrays)
 
 
 def _picture(item: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -9,9 +9,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monai_petl.compare.records import write_record
+
 __all__ = ["FACTORS", "Job", "Plan", "parse_budget", "parse_methods", "parse_shots"]
 
 FACTORS = (1.0, 0.3, 3.0, 0.1, 10.0)  # of the bundle's learning rates, in the order in which they are tried
+RESERVED = {
+    "bundle_root",
+    "ckpt_dir",
+    "num_labelled",
+    "output_dir",
+    "seed",
+    "val_interval",
+    "validate::datalist::section",
+}
+REMEDY = "use --shots for labelled cases, --seeds for the seeds, --section for the scored cases, --out for the files"
 RATES = ("lr", "delta_lr", "backbone_lr")
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
@@ -39,7 +51,7 @@ class Job:
         """Name of its record."""
         shots = "all" if self.shots is None else self.shots
         name = re.sub(r"[^\w.-]+", "-", self.method)
-        tail = f"_x{self.factor:g}" if self.phase == "tune" else ""
+        tail = f"_x{self.factor:g}" if self.phase == "tune" or self.factor != 1 else ""
         return f"{self.phase}_{name}_{shots}_seed{self.seed}{tail}"
 
 
@@ -70,9 +82,15 @@ class Plan:
     pictures: int = 3
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seeds, int) or not self.methods or not self.shots or self.seeds < 1:
+            raise ValueError(
+                "a comparison needs at least one method, one number of labelled cases and one seed; got "
+                f"{len(self.methods)}, {len(self.shots)} and {self.seeds!r}"
+            )
+        taken = RESERVED & {name for ids in (self.settings, *self.methods.values()) for name in ids}
+        if taken:
+            raise ValueError(f"{', '.join(sorted(taken))}: the comparison sets this itself; {REMEDY}")
         keys = {job.key for job in self.jobs()}
-        if not self.methods or not self.shots or self.seeds < 1:
-            raise ValueError("a comparison needs at least one method, one number of labelled cases and one seed")
         if len(keys) < len(self.jobs()):
             raise ValueError(f"two methods would share a record; their names are too alike: {', '.join(self.methods)}")
 
@@ -115,7 +133,7 @@ class Plan:
                     f"{folder} holds a comparison that differs in {', '.join(changed)}; give another folder as --out"
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=4) + "\n", encoding="utf-8")
+        write_record(path, now)
 
 
 def parse_methods(text: Any) -> dict[str, dict[str, Any]]:

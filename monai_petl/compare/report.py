@@ -35,7 +35,6 @@ def write_report(
     plan, table = results.plan, results.summary()
     done = [record for record in results.records if record["status"] == "done"]
     last = next((s for s in reversed(results.shots) if any(r["shots"] == s for r in done)), results.shots[-1])
-    first = done[0] if done else {}
     bundle = Path(plan["bundle"]).name
     blocks = []
     for shots in results.shots:
@@ -54,14 +53,15 @@ def write_report(
         blocks=blocks,
         trend=[shots_figure(results)] if len(results.shots) > 1 and done else [],
         curves=[curves_figure(results, last)] if any(r.get("curve") for r in done) else [],
-        curves_of=shots_text(last),
+        curves_of=shots_text(last) if any(r.get("curve") for r in done) else "",
+        tuned=bool(results.trials),
         cases=cases,
         classes=_key(results, cases),
         pictures_of=f"Trained with {shots_text(last)} labelled, the first seed.",
         attribution=attribution,
         failures=[{"run": _run_name(r), "error": r["error"]} for r in results.records if r["status"] == "failed"],
         trials=results.trials,
-        method_text=_method_text(results, first),
+        method_text=_method_text(results, done),
         command=command,
         commands=_commands(done),
         circumstances=_circumstances(done),
@@ -83,22 +83,26 @@ def _lead(results: Results, bundle: str) -> str:
     )
 
 
-def _method_text(results: Results, first: Mapping[str, Any]) -> str:
-    said = [
-        "Every method was trained by the bundle's own train.json in a process of its own, with the same number of steps"
-    ]
-    if first:
-        said[0] += f" ({first['steps']})"
+def _method_text(results: Results, done: Sequence[Mapping[str, Any]]) -> str:
+    said = ["Every method was trained by the bundle's own train.json in a process of its own"]
+    if done:
+        steps = sorted({record["steps"] for record in done})
+        said[0] += f", {steps[0]} steps long" if len(steps) == 1 else f", {steps[0]} to {steps[-1]} steps long"
     said[0] += "."
     if results.trials:
         said.append(
-            "The learning rates of each were the bundle's times the factor that scored best on the validation cases (the "
-            "fewest labelled cases, the first seed), with the same budget for the search."
+            "The learning rates of each were the bundle's times the factor (in the table) that scored best on the validation "
+            "cases, with the fewest labelled cases and the first seed, with the same budget for the search."
         )
+        scored = {trial["method"] for trial in results.trials if trial["status"] == "done"}
+        failed = [method for method in results.methods if method not in scored]
+        if failed:
+            said.append(f"No trial of {', '.join(failed)} ended; the bundle's rates were taken.")
     else:
-        said.append("The learning rates were the bundle's.")
-    if first:
-        said.append(f"Peak memory: {first['memory']}. Seconds a step: medians over the training, {first['clock']}.")
+        said.append("The learning rates were the bundle's, or those of the file of methods.")
+    if done:
+        memory, clock = (" or ".join(dict.fromkeys(record[name] for record in done)) for name in ("memory", "clock"))
+        said.append(f"Peak memory: {memory}. Seconds a step: medians over the training, {clock}.")
     return " ".join(said)
 
 
@@ -128,16 +132,19 @@ def _cases(results: Results, folder: Path, shots: int | None) -> list[dict[str, 
     """The pictured cases: the image, the reference, and what every method made of it."""
     pictures, scores = {}, {}
     for record in results.records:
-        file = folder / "runs" / f"{Job('test', record['method'], record['shots'], record['seed']).key}.npz"
+        file = (
+            folder
+            / "runs"
+            / f"{Job('test', record['method'], record['shots'], record['seed'], record['factor']).key}.npz"
+        )
         if (record["shots"], record["seed"], record["status"]) == (shots, 0, "done") and file.exists():
             with np.load(file) as arrays:
                 pictures[record["method"]] = dict(arrays)
             scores[record["method"]] = record["cases"]
     if not pictures:
         return []
-    one = next(iter(pictures.values()))
-    names = list(next(iter(scores.values()))) or [str(i) for i in range(len(one) // 3)]
-    return [_case(pictures, scores, i, names[i] if i < len(names) else str(i), results) for i in range(len(one) // 3)]
+    one = min(pictures.values(), key=len)
+    return [_case(pictures, scores, i, str(one["names"][i]), results) for i in range(len(one["names"]))]
 
 
 def _case(
@@ -159,9 +166,10 @@ def _case(
     true = int(label.argmax()) if label.size > 1 else int(label[0])
     answers = []
     for method, arrays in pictures.items():
-        said = int(arrays[f"pred_{i}"].argmax())
-        share = arrays[f"pred_{i}"][said]
-        answers.append({"method": method, "text": f"{_class(results, said)} ({share:.2f})", "wrong": said != true})
+        pred = arrays[f"pred_{i}"]
+        said = int(pred.argmax()) if pred.size > 1 else int(pred[0])
+        share = f" ({pred[said]:.2f})" if pred.size > 1 else ""
+        answers.append({"method": method, "text": f"{_class(results, said)}{share}", "wrong": said != true})
     note = f"reference: {_class(results, true)}"
     return {"name": name, "tiles": [{"title": "image", "note": note, "src": tile(image)}], "answers": answers}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from monai_petl.compare.records import write_record
 from monai_petl.compare.statistics import Difference, paired_difference
 
 __all__ = ["COLUMNS", "Results", "shots_text"]
@@ -19,7 +20,6 @@ COLUMNS = (
     "method", "shots", "seed", "status", "metric", "quality", "trained", "parameters", "file_bytes", "peak_bytes",
     "saved_bytes", "flops", "step_seconds", "seconds", "steps", "run_seconds", "factor", "device", "date", "error",
 )  # fmt: skip
-COSTS = ("trained", "file_bytes", "peak_bytes", "step_seconds")
 
 
 class Results:
@@ -63,6 +63,8 @@ class Results:
                 for name in ("trained", "file_bytes", "peak_bytes", "saved_bytes", "flops", "step_seconds", "seconds"):
                     numbers = pd.to_numeric(done[name], errors="coerce")
                     row[name] = numbers.mean() if len(numbers) else math.nan
+                factors = sorted(set(done["factor"]))
+                row["factor"] = factors[0] if len(factors) == 1 else math.nan
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -73,25 +75,29 @@ class Results:
     def advice(self, shots: int | None) -> dict[str, Any]:
         """The best method, those that the runs do not tell from it, and of these the one to take.
 
+        Only methods take part of which as many trainings ended as of any other.
+
         Returns:
             ``best``, ``ties``, ``behind``, ``take``, ``differences`` and ``text``; where nothing was scored ``text`` alone.
         """
-        table = self.summary()
-        table = table[(table["shots"] == shots_text(shots)) & table["quality"].notna()].set_index("method")
-        if table.empty:
-            return {"text": "No run ended, so there is nothing to advise."}
-        best = table["quality"].idxmax()
-        found = {method: self.difference(best, method, shots) for method in table.index if method != best}
-        ties = [method for method, difference in found.items() if difference is None or difference.tie]
-        level = table.loc[[best, *ties]]
-        take = level.sort_values(["trained", "peak_bytes"], kind="stable").index[0]
+        table = self.summary().set_index("method")
+        table = table[table["shots"] == shots_text(shots)]
+        scored = table[table["quality"].notna()]
+        if scored.empty:
+            return {"text": "No run ended with a score, so there is nothing to advise."}
+        complete = scored[scored["seeds"] == scored["seeds"].max()]
+        best = complete["quality"].idxmax()
+        found = {method: self.difference(best, method, shots) for method in complete.index if method != best}
+        ties = [method for method, difference in found.items() if difference is not None and difference.tie]
+        unknown = [method for method, difference in found.items() if difference is None]
+        take = complete.loc[[best, *ties]].sort_values(["trained", "peak_bytes"], kind="stable").index[0]
         return {
             "best": best,
             "ties": ties,
-            "behind": [method for method in found if method not in ties],
+            "behind": [method for method in found if method not in (*ties, *unknown)],
             "take": take,
             "differences": {m: None if d is None else asdict(d) for m, d in found.items()},
-            "text": _words(table, best, ties, take, found, self.metric, shots),
+            "text": _words(table, complete, best, ties, take, found, self.metric, shots),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +114,7 @@ class Results:
     def save(self, folder: Path) -> None:
         """Write results.csv and results.json."""
         self.runs().to_csv(folder / "results.csv", index=False)
-        (folder / "results.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_record(folder / "results.json", self.to_dict())
 
     @classmethod
     def load(cls, file: Path) -> Results:
@@ -118,9 +124,10 @@ class Results:
 
     def _scores(self, method: str, shots: int | None) -> dict[int, dict[str, float]]:
         return {
-            record["seed"]: record["cases"]
+            record["seed"]: record["cases"] or {"all": record["quality"]}
             for record in self.records
-            if record["method"] == method and record["shots"] == shots and record.get("cases")
+            if (record["method"], record["shots"], record["status"]) == (method, shots, "done")
+            and record["quality"] is not None
         }
 
 
@@ -131,6 +138,7 @@ def shots_text(shots: int | None) -> str:
 
 def _words(
     table: pd.DataFrame,
+    complete: pd.DataFrame,
     best: str,
     ties: list[str],
     take: str,
@@ -138,21 +146,31 @@ def _words(
     metric: str,
     shots: int | None,
 ) -> str:
-    scores, costs = table["quality"], table.loc[take]
+    scores, costs = complete["quality"], complete.loc[take]
     said = [f"With {shots_text(shots)} labelled cases {best} scores highest ({scores[best]:.3f} {metric})."]
     if ties:
-        unsure = "; ".join(f"{m} ({_interval(d)})" if (d := found[m]) else f"{m} (no cases to pair)" for m in ties)
-        said.append(f"The runs do not tell it from {unsure}.")
-    clear = [(m, d) for m, d in found.items() if d is not None and not d.tie]
+        said.append(f"The runs do not tell it from {'; '.join(f'{m} ({_interval(found[m])})' for m in ties)}.")
+    clear = [m for m, d in found.items() if d is not None and not d.tie]
     if clear:
-        said.append(f"Behind it are {'; '.join(f'{m} ({_interval(d)})' for m, d in clear)}.")
-    why = "the fewest values of these" if ties else "nothing else comes level"
-    said.append(
-        f"Take {take}: it trains {costs['trained']:,.0f} values, {why}"
-        + (f", in a file of {_bytes(costs['file_bytes'])}" if costs["file_bytes"] == costs["file_bytes"] else "")
-        + "."
+        said.append(f"Behind it are {'; '.join(f'{m} ({_interval(found[m])})' for m in clear)}.")
+    unknown = [m for m, d in found.items() if d is None]
+    if unknown:
+        said.append(f"One training and no scores by case do not compare it with {', '.join(unknown)}.")
+    left = [
+        f"{m} ({table.loc[m, 'seeds']} of {complete['seeds'].max()} trainings)" for m in table.index if m not in scores
+    ]
+    if left:
+        said.append(f"Left out, because trainings failed or have no score: {', '.join(left)}.")
+    why = (
+        "the fewest values of these"
+        if ties
+        else "and nothing else comes level"
+        if clear
+        else "and is the only one to take"
     )
-    level = table.loc[[best, *ties]]
+    size = f", in a file of {_bytes(costs['file_bytes'])}" if costs["file_bytes"] == costs["file_bytes"] else ""
+    said.append(f"Take {take}: it trains {costs['trained']:,.0f} values, {why}{size}.")
+    level = complete.loc[[best, *ties]]
     for column, what in (("peak_bytes", "memory"), ("step_seconds", "time a step")):
         least = level[column].astype(float).idxmin() if level[column].notna().any() else take
         share = level.loc[least, column] / costs[column]
@@ -161,7 +179,8 @@ def _words(
     return " ".join(said)
 
 
-def _interval(difference: Difference) -> str:
+def _interval(difference: Difference | None) -> str:
+    assert difference is not None
     return f"by {difference.mean:.3f}, 95 % interval {difference.low:.3f} to {difference.high:.3f}"
 
 

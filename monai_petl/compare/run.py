@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import difflib
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_petl.compare.plan import Plan, parse_budget, parse_methods, parse_shots
+from monai.bundle import ConfigParser
+
+from monai_petl.compare.plan import RESERVED, Plan, parse_budget, parse_methods, parse_shots
 from monai_petl.compare.report import write_report
 from monai_petl.compare.results import Results
 from monai_petl.compare.schedule import Schedule, find_devices
 
 __all__ = ["compare", "run_plan"]
-
-logger = logging.getLogger(__name__)
 
 
 def compare(
@@ -65,9 +64,11 @@ def compare(
     if not (root / "configs" / "train.json").is_file():
         raise FileNotFoundError(f"no bundle at {bundle}: it has no configs/train.json")
     trials, seconds = parse_budget(budget)
+    arms = parse_methods(methods)
+    _check_ids(root, [settings, *arms.values()])
     plan = Plan(
         bundle=str(root),
-        methods=parse_methods(methods),
+        methods=arms,
         shots=parse_shots(shots),
         seeds=seeds,
         trials=trials,
@@ -76,22 +77,56 @@ def compare(
         section=section,
         pictures=pictures,
     )
-    return run_plan(plan, Path(out), find_devices(devices), title, attribution)
+    command = _command(bundle, methods, settings, seeds=seeds, shots=shots, budget=budget, section=section, out=out)
+    return run_plan(plan, Path(out), find_devices(devices), title, attribution, command)
 
 
-def run_plan(plan: Plan, folder: Path, devices: Sequence[str], title: str | None = None, attribution: str = "") -> Path:
-    """Run what is missing of a plan and write its results and its report; returns the report's path."""
+def run_plan(
+    plan: Plan,
+    folder: Path,
+    devices: Sequence[str],
+    title: str | None = None,
+    attribution: str = "",
+    command: str = "",
+) -> Path:
+    """Run what is missing of a plan and write its results and its report; returns the report's path.
+
+    Args:
+        plan: what to run.
+        folder: for everything that is made.
+        devices: see :func:`find_devices`.
+        title, attribution: see :func:`compare`.
+        command: the command line, for the report.
+    """
     folder = folder.resolve()
     plan.save(folder)
     schedule = Schedule(plan, folder, devices)
     records = schedule.run()
     results = Results(plan.to_dict(), records, schedule.trials() if plan.trials > 1 else ())
     results.save(folder)
-    command = " ".join(map(shlex.quote, ["python", "-m", "monai_petl", *sys.argv[1:]]))
     return write_report(results, folder, title, attribution, command)
 
 
+def _check_ids(root: Path, given: Sequence[Mapping[str, Any]]) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / "train.json"))
+    known = [name for name in parser.get() if name != "_meta_"]
+    unknown = [name for ids in given for name in ids if name.split("::")[0] not in known and name not in RESERVED]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; its ids are: {', '.join(known)}"
+        raise ValueError(f"{root.name} has no id {unknown[0]!r}{hint}")
+
+
 def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Paths that exist, from wherever the command was given: the runs work in the same directory, the report may not."""
-    paths = {n: Path(v) for n, v in settings.items() if isinstance(v, str) and "/" in v}
+    """With whole paths, so that the same command from another folder is not taken for the same comparison."""
+    paths = {n: Path(v) for n, v in settings.items() if isinstance(v, str) and n.endswith(("_dir", "_path"))}
     return {**settings, **{name: str(path.resolve()) for name, path in paths.items() if path.exists()}}
+
+
+def _command(bundle: str, methods: Any, settings: Mapping[str, Any], **options: Any) -> str:
+    names = methods if isinstance(methods, str) else ",".join(methods)
+    words = ["python", "-m", "monai_petl", "compare", bundle, "--methods", names]
+    for name, value in {**options, **settings}.items():
+        words += [f"--{name}", value if isinstance(value, str) else repr(value)]
+    return " ".join(map(shlex.quote, words))

@@ -7,20 +7,25 @@ import logging
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from monai_petl.compare.plan import Job, Plan
+from monai_petl.compare.records import read_record, write_record
 
-__all__ = ["Schedule", "find_devices", "write_record"]
+__all__ = ["Schedule", "find_devices"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +75,10 @@ class Schedule:
     def run(self) -> list[dict[str, Any]]:
         """All records of the plan, of those that failed too, in the plan's order."""
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
+        with _alone(self.folder):
+            return self._run_all()
+
+    def _run_all(self) -> list[dict[str, Any]]:
         jobs = self.plan.jobs()
         with ThreadPoolExecutor(self.width) as pool, tqdm(total=len(jobs), desc="runs", disable=None) as bar:
             try:
@@ -91,7 +100,7 @@ class Schedule:
     def trials(self) -> list[dict[str, Any]]:
         """The records of the learning rates that were tried."""
         paths = (self.path(job) for method in self.plan.methods for job in self.plan.tuning(method))
-        return [_read(path) for path in paths if path.exists()]
+        return [read_record(path) for path in paths if path.exists()]
 
     def path(self, job: Job) -> Path:
         """Where the record of a job lies."""
@@ -109,17 +118,17 @@ class Schedule:
             record = self._record(job)
             spent += record["run_seconds"]
             found.append(record)
-        good = [record for record in found if record["status"] == "done" and record["quality"] == record["quality"]]
+        good = [record for record in found if record["status"] == "done" and record["quality"] is not None]
         return max(good, key=lambda record: record["quality"])["factor"] if good else 1.0
 
     def _record(self, job: Job) -> dict[str, Any]:
         path = self.path(job)
-        if path.exists() and (record := _read(path))["status"] == "done" and record["factor"] == job.factor:
-            return record
+        if path.exists() and (record := read_record(path))["status"] == "done":
+            if (record["ids"], record["section"]) == (self._ids(job), self._section(job)):
+                return record
+            logger.info("%s was made with other settings and is made again", path.stem)
         device = self.devices.get()
         try:
-            if self._stopped:
-                raise InterruptedError(INTERRUPTED)
             return self._run(job, path, device)
         finally:
             self.devices.put(device)
@@ -128,16 +137,15 @@ class Schedule:
         work = self.folder / "work" / job.key
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        run = {"phase": job.phase, "method": job.method, "shots": job.shots, "seed": job.seed, "factor": job.factor}
-        ids = {**self.plan.settings, **self.plan.methods[job.method], "num_labelled": job.shots, "seed": job.seed}
+        run = {**asdict(job), "ids": self._ids(job), "section": self._section(job)}
         pictured = job.phase == "test" and job.seed == 0
         description: dict[str, Any] = {
             "run": run,
             "begun": time.time(),
             "bundle": self.plan.bundle,
-            "ids": ids,
+            "ids": run["ids"],
             "factor": job.factor,
-            "section": "validation" if job.phase == "tune" else self.plan.section,
+            "section": run["section"],
             "work": str(work),
             "record": str(path),
             "pictures": self.plan.pictures if pictured else 0,
@@ -154,6 +162,8 @@ class Schedule:
                 env=self._environment(device),
             )
             self._running.add(process)
+            if self._stopped:  # while it was started
+                process.terminate()
             try:
                 code = process.wait()
             finally:
@@ -162,7 +172,7 @@ class Schedule:
         if self._stopped:
             raise InterruptedError(INTERRUPTED)
         if path.exists():
-            record = _read(path)
+            record = read_record(path)
         else:
             record = {
                 **run,
@@ -171,13 +181,20 @@ class Schedule:
                 "run_seconds": round(time.time() - description["begun"], 1),
             }
             write_record(path, record)
-        told = f"{record['quality']:.4f}" if record["status"] == "done" else record["error"]
+        told = record["error"] if record["status"] == "failed" else _told(record["quality"])
         shots = "all" if job.shots is None else job.shots
         phase = f"rates x {job.factor:g}, " if job.phase == "tune" else ""
         logger.info(
             "%s, %s labelled, seed %s: %s%s (%.0f s)", job.method, shots, job.seed, phase, told, record["run_seconds"]
         )
         return record
+
+    def _ids(self, job: Job) -> dict[str, Any]:
+        ids = {**self.plan.settings, **self.plan.methods[job.method], "num_labelled": job.shots, "seed": job.seed}
+        return json.loads(json.dumps(ids, default=str))
+
+    def _section(self, job: Job) -> str:
+        return "validation" if job.phase == "tune" else self.plan.section
 
     def _environment(self, device: str) -> Mapping[str, str]:
         visible = ""
@@ -189,20 +206,26 @@ class Schedule:
         return {**os.environ, "CUDA_VISIBLE_DEVICES": visible, **threads, "PYTHONUTF8": "1"}
 
 
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record so that it appears whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else runs a comparison in this folder."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"another comparison is running in {folder}; wait for it, or give another folder as --out"
+        ) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _told(quality: float | None) -> str:
+    return "no finite score" if quality is None else f"{quality:.4f}"
 
 
 def _reason(log: Path, code: int) -> str:
     """The last line of a traceback, or how the process ended."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if code < 0:
-        return f"ended by signal {-code}; out of memory, if nobody ended it (see {log.name})"
+        memory = "; out of memory, if nobody ended it" if code == -signal.SIGKILL else ""
+        return f"ended by signal {-code}{memory} (see {log.name})"
     return lines[-1][:300] if lines else f"ended with {code}"

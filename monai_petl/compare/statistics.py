@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 __all__ = ["Difference", "paired_difference", "pareto_front"]
-
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,34 +34,43 @@ class Difference:
 
 
 def paired_difference(
-    first: Mapping[int, Mapping[str, float]], second: Mapping[int, Mapping[str, float]], seed: int = 0
+    first: Mapping[int, Mapping[str, float]], second: Mapping[int, Mapping[str, float]]
 ) -> Difference | None:
     """Compare two methods on the cases that both scored, with the seeds that both ran.
 
-    Cases and seeds are resampled with replacement, independently of each other and the same for both methods (the pigeonhole
-    bootstrap: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007). A single seed is not resampled:
-    the interval then speaks of other cases, not of other trainings.
+    Seeds and cases are crossed random effects: the variance of the mean difference is (MS_seeds + MS_cases - MS_rest) / (S C)
+    of a two-way analysis of variance, with the degrees of freedom of F. E. Satterthwaite, "An approximate distribution of
+    estimates of variance components", Biometrics Bulletin 2(6), 1946. With a single seed the interval speaks of other cases,
+    not of other trainings; with a single case (scores that are not by case) of other trainings alone.
 
     Args:
         first, second: seed -> case -> score.
-        seed: of the resampling.
 
     Returns:
-        ``None`` where they share no seed or fewer than two cases.
+        ``None`` where they share no two scores.
     """
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
     cases = sorted(set.intersection(*(set(scores[s]) for scores in (first, second) for s in seeds)))
-    if len(cases) < 2:
+    if len(seeds) * len(cases) < 2:
         return None
-    table = np.array([[first[s][c] - second[s][c] for c in cases] for s in seeds])  # (seeds, cases)
-    random = np.random.default_rng(seed)
-    of_seeds = random.multinomial(len(seeds), [1 / len(seeds)] * len(seeds), RESAMPLES) / len(seeds)
-    of_cases = random.multinomial(len(cases), [1 / len(cases)] * len(cases), RESAMPLES) / len(cases)
-    means = ((of_seeds @ table) * of_cases).sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Difference(float(table.mean()), float(low), float(high), len(seeds), len(cases))
+    table = np.array([[first[s][c] - second[s][c] for c in cases] for s in seeds])  # (S, C)
+    rows, columns, mean = table.mean(1, keepdims=True), table.mean(0, keepdims=True), table.mean()
+    more_seeds, more_cases = len(seeds) - 1, len(cases) - 1
+    of_seeds = _mean_square(len(cases) * (rows - mean) ** 2, more_seeds)
+    of_cases = _mean_square(len(seeds) * (columns - mean) ** 2, more_cases)
+    rest = _mean_square((table - rows - columns + mean) ** 2, more_seeds * more_cases)
+    spread = max(of_seeds + of_cases - rest, of_seeds, of_cases)
+    parts = ((of_seeds, more_seeds), (of_cases, more_cases), (rest, more_seeds * more_cases))
+    below = sum(square**2 / freedom for square, freedom in parts if freedom)
+    freedom = spread**2 / below if below > 0 else 1.0
+    reach = float(stats.t.ppf(0.975, max(freedom, 1.0))) * float(np.sqrt(spread / table.size))
+    return Difference(float(mean), float(mean) - reach, float(mean) + reach, len(seeds), len(cases))
+
+
+def _mean_square(squares: np.ndarray, freedom: int) -> float:
+    return float(squares.sum()) / freedom if freedom else 0.0
 
 
 def pareto_front(cost: Sequence[float], quality: Sequence[float]) -> list[bool]:

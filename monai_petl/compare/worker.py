@@ -14,7 +14,8 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from monai.utils.enums import CommonKeys
 from monai_petl.bundle import root_cause
 from monai_petl.compare.pictures import PictureTaker
 from monai_petl.compare.plan import RATES
-from monai_petl.compare.schedule import write_record
+from monai_petl.compare.records import write_record
 from monai_petl.summary import measure_step, summary
 
 __all__ = ["run_job"]
@@ -50,21 +51,26 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     workflow = _workflow(job["bundle"], {**ids, "validate::datalist::section": job["section"]})
     parser = workflow.parser
     trainer, evaluator = (parser.get_parsed_content(f"{name}") for name in ("train::trainer", "validate::evaluator"))
+    names = _names(parser.get_parsed_content("validate::dataset").data)
+    if not names:
+        raise ValueError(
+            f"the section {job['section']!r} of the data holds no case to score; choose another by --section"
+        )
     clock = _Clock(trainer)
     workflow.run()
     network = parser.get_parsed_content("adapted_network")
     adapter = Path(parser.get_parsed_content("adapter_path"))
-    taker = PictureTaker(evaluator, job["pictures"]) if job["pictures"] else None
+    taker, answers = PictureTaker(evaluator, job["pictures"]), _Answers(evaluator)
     evaluator.run()
-    if taker:
-        taker.save(job["picture_file"])
+    if job["pictures"]:
+        taker.save(job["picture_file"], names)
     metric = evaluator.state.key_metric_name
     counted = summary(network)
     record = {
         "metric": metric,
         "quality": float(evaluator.state.metrics[metric]),
         "metrics": {name: float(value) for name, value in evaluator.state.metrics.items() if np.ndim(value) == 0},
-        "cases": _cases(evaluator, metric),
+        "cases": _cases(evaluator, metric, names) or answers.cases(names),
         "curve": clock.curve,
         "steps": clock.steps,
         "clock": "processor time" if clock.one_thread else "time on the clock",
@@ -78,7 +84,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "rates": {name: ids[name] for name in RATES if name in ids},
         "command": _command(job["bundle"], ids),
-        **_step_cost(parser, trainer),
+        **_step_cost(parser, trainer, evaluator),
         **_machine(),
     }
     workflow.finalize()
@@ -150,24 +156,53 @@ class _Clock:
         self.seconds = time.perf_counter() - self._begun
 
 
-def _cases(evaluator: Engine, metric: str) -> dict[str, float]:
+class _Answers:
+    """Whether each image was classified rightly, weighted so that the mean is the balanced accuracy."""
+
+    def __init__(self, evaluator: Engine) -> None:
+        self.answers: list[tuple[int, int]] = []
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            label, pred = torch.as_tensor(item["label"]), torch.as_tensor(item["pred"])
+            if label.numel() == 1 and pred.ndim == 1:
+                self.answers.append((int(label), int(pred.argmax())))
+
+    def cases(self, names: Sequence[str]) -> dict[str, float]:
+        """Name -> 0, or images / (classes x images of its class); nothing where no class was predicted for each image."""
+        if len(self.answers) != len(names):
+            return {}
+        count = Counter(label for label, _ in self.answers)
+        weight = {label: len(names) / (len(count) * number) for label, number in count.items()}
+        pairs = zip(names, self.answers, strict=True)
+        return {name: weight[label] if said == label else 0.0 for name, (label, said) in pairs}
+
+
+def _cases(evaluator: Engine, metric: str, names: Sequence[str]) -> dict[str, float]:
     """Score of every case: the mean of its finite scores over classes."""
     detail = getattr(evaluator.state, "metric_details", {}).get(metric)
-    if detail is None:
+    if detail is None or len(detail) != len(names):
         return {}
-    scores = np.asarray(detail, dtype=float)
-    scores = scores.reshape(len(scores), -1)
-    names = [_name(item, i) for i, item in enumerate(evaluator.data_loader.dataset.data)]
-    known = {n: s[np.isfinite(s)] for n, s in zip(names, scores, strict=True)}
-    return {name: round(float(s.mean()), 6) for name, s in known.items() if len(s)}
+    scores = np.asarray(detail, dtype=float).reshape(len(names), -1)
+    known = {name: row[np.isfinite(row)] for name, row in zip(names, scores, strict=True)}
+    return {name: float(row.mean()) for name, row in known.items() if len(row)}
 
 
-def _name(item: Mapping[str, Any], place: int) -> str:
-    return Path(str(item["image"])).name if isinstance(item.get("image"), str | os.PathLike) else str(place)
+def _names(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each case: its path below the folder that all share, or its number."""
+    paths = [str(item.get("image", "")) for item in items]
+    if not paths or len(set(paths)) < len(paths) or not all(paths):
+        return [str(i) for i in range(len(paths))]
+    absolute = [os.path.abspath(path) for path in paths]
+    shared = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    return [Path(os.path.relpath(path, shared)).as_posix() for path in absolute]
 
 
-def _step_cost(parser: ConfigParser, trainer: Engine) -> dict[str, Any]:
-    """Cost of one more step on the first batch of the training data; the trained network was scored before."""
+def _step_cost(parser: ConfigParser, trainer: Engine, evaluator: Engine) -> dict[str, Any]:
+    """Cost of one more step on a batch of the training data; the trained network was scored before."""
+    for engine in (trainer, evaluator):
+        engine.state.output = engine.state.batch = None  # volumes that would count as memory of the step
     network, loss = parser.get_parsed_content("network").train(), parser.get_parsed_content("loss")
     device = torch.device(parser.get_parsed_content("device"))
     image, label = trainer.prepare_batch(next(iter(parser.get_parsed_content("train::dataloader"))), device)[:2]
@@ -182,7 +217,7 @@ def _step_cost(parser: ConfigParser, trainer: Engine) -> dict[str, Any]:
 
 def _command(bundle: str, ids: Mapping[str, Any]) -> str:
     config = shlex.quote(str(Path(bundle) / "configs" / "train.json"))
-    given = " ".join(f"--{name} {shlex.quote(v if isinstance(v, str) else json.dumps(v))}" for name, v in ids.items())
+    given = " ".join(f"--{name} {shlex.quote(v if isinstance(v, str) else repr(v))}" for name, v in ids.items())
     return f"python -m monai.bundle run --config_file {config} --bundle_root {shlex.quote(bundle)} {given}"
 
 

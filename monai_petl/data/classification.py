@@ -61,8 +61,9 @@ def load_image_list(
             f"{', '.join(names)}; give all of them as class_names"
         )
     if any(case["section"] is None for case in cases):
-        groups = {name: [case for case in cases if case["class_name"] == name] for name in names}
-        chosen = split_cases(groups, seed, lambda case: case["group"])[section]
+        class_of = {case["group"]: case["class_name"] for case in reversed(cases)}  # of its first image
+        strata = {name: [case for case in cases if class_of[case["group"]] == name] for name in names}
+        chosen = split_cases(strata, seed, lambda case: case["group"])[section]
     else:
         chosen = [case for case in cases if case["section"] == section]
     return [
@@ -207,12 +208,12 @@ def _from_table(path: Path) -> list[dict[str, Any]]:
     for line, row in enumerate(rows, 2):
         if not row[file_column] or not row[class_column]:
             raise DataError(f"line {line} of {path} has no file or no class")
-        section = _section(row[section_column]) if section_column else None
+        section = _section(row[section_column] or "") if section_column else None
         if section_column and section is None:
             raise DataError(
                 f"line {line} of {path} is in the section {row[section_column]!r}; known are {', '.join(SECTIONS)}"
             )
-        number = row.get("label", "")
+        number = row.get("label") or ""
         cases.append(
             {
                 "image": str(path.parent / row[file_column]),
@@ -227,6 +228,7 @@ def _from_table(path: Path) -> list[dict[str, Any]]:
 
 def _from_json(root: Path, contents: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = {str(number): str(name) for number, name in dict(contents.get("labels", {})).items()}
+    numbers = {name: number for number, name in names.items()}
     cases = []
     for section in SECTIONS:
         for item in contents.get(section, []):
@@ -238,7 +240,7 @@ def _from_json(root: Path, contents: Mapping[str, Any]) -> list[dict[str, Any]]:
                 raise DataError(
                     f"each case in {root / 'dataset.json'} needs an image and the label of one class, got {item!r}"
                 )
-            label = str(item["label"])
+            label = numbers.get(str(item["label"]), str(item["label"]))
             cases.append(
                 {
                     "image": str(root / str(item["image"])),

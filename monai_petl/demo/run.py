@@ -58,7 +58,7 @@ def demo(
         base_classes: classes to pre-train on; default all others.
         labelled: number of labelled volumes of the new class.
         effort: factor on the number of training steps.
-        seed: seed of the phantoms and of all training.
+        seed: seed of the phantoms, the pre-training and the prompt tuning; the comparison takes 0 and 1.
 
     Returns:
         The report's path.
@@ -130,10 +130,10 @@ def _phantoms(root: Path, seed: int) -> Path:
 
 
 def _held_out(folder: Path) -> tuple[str, list[dict[str, str]]]:
-    """The section to score on and its labelled cases: test, or validation where the test cases have no labels."""
+    """The section to score on and its cases: test, or validation where test cases have no labels."""
     for section in ("test", "validation"):
-        cases = [case for case in load_datalist(folder, section) if "label" in case]
-        if cases:
+        cases = load_datalist(folder, section)
+        if cases and all("label" in case for case in cases):
             return section, cases
     raise DataError(f"{folder} has no labelled test or validation cases to score the demo's segmentations on")
 

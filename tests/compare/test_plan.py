@@ -88,7 +88,7 @@ def test_a_comparison_can_be_widened(tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["seeds"] == 3
 
 
-@pytest.mark.parametrize("wrong", [{"methods": {}}, {"shots": ()}, {"seeds": 0}])
+@pytest.mark.parametrize("wrong", [{"methods": {}}, {"shots": ()}, {"seeds": 0}, {"seeds": 2.5}])
 def test_an_empty_comparison_is_refused(wrong):
     with pytest.raises(ValueError, match="at least one method, one number of labelled cases and one seed"):
         Plan(**{"bundle": "b", "methods": METHODS, **wrong})
@@ -97,3 +97,11 @@ def test_an_empty_comparison_is_refused(wrong):
 def test_names_that_would_share_a_record_are_refused():
     with pytest.raises(ValueError, match="too alike"):
         Plan("b", {"a b": {}, "a-b": {}})
+
+
+@pytest.mark.parametrize(
+    "given", [{"settings": {"num_labelled": 3}}, {"methods": {"lora": {"method": "lora", "seed": 1}}}]
+)
+def test_what_the_comparison_sets_itself_is_refused(given):
+    with pytest.raises(ValueError, match=r"(num_labelled|seed): the comparison sets this itself; use --shots"):
+        Plan(**{"bundle": "b", "methods": METHODS, **given})

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from monai_petl.compare import Results, write_report
-from monai_petl.compare.figures import cost_figure, tile
+from monai_petl.compare.figures import FRONT, cost_figure, tile
 from tests.compare.test_schedule import plan, run
 
 
@@ -100,7 +100,7 @@ def test_what_failed_is_shown_with_the_reason(tmp_path):
 
 def test_nothing_but_failures(tmp_path):
     page = report_of(results_of(tmp_path, "breaks", seeds=1), tmp_path)
-    assert "No run ended, so there is nothing to advise." in page
+    assert "No run ended with a score, so there is nothing to advise." in page
     assert "this method cannot" in page
 
 
@@ -159,13 +159,48 @@ def test_names_are_escaped(tmp_path):
     assert "<title>a &amp; b</title>" in page
 
 
+def test_a_method_whose_trainings_failed_is_left_out_of_the_advice(tmp_path):
+    advice = results_of(tmp_path, "uneven", "good", "cheap", seeds=3).advice(None)
+    assert advice["best"] == advice["take"] == "good"
+    assert "Left out, because trainings failed or have no score: uneven (1 of 3 trainings)." in advice["text"]
+
+
+def test_without_scores_by_case_trainings_are_compared(tmp_path):
+    one = results_of(tmp_path, "good", "cheap", seeds=3)
+    records = [{**record, "cases": {}} for record in one.records]
+    assert Results(one.plan, records).advice(None)["behind"] == ["cheap"]
+    alone = Results(one.plan, [record for record in records if record["seed"] == 0]).advice(None)
+    assert (alone["ties"], alone["behind"], alone["take"]) == ([], [], "good")
+    assert "One training and no scores by case do not compare it with cheap." in alone["text"]
+
+
+def test_the_learning_rate_that_was_taken_is_in_the_table(tmp_path):
+    page = report_of(results_of(tmp_path, "good", "cheap", seeds=1, trials=2), tmp_path)
+    assert [row[-1] for row in Tables(page).tables[0] if row] == ["1.0", "0.3"]
+
+
+def test_names_are_not_typeset(tmp_path):
+    one = results_of(tmp_path, "good", seeds=2)
+    for name in (r"lr $\foo$", "_hidden"):
+        results = Results({**one.plan, "methods": {name: {}}}, [{**record, "method": name} for record in one.records])
+        assert report_of(results, tmp_path).count(name.replace("\\", "\\")) > 4
+
+
+def test_results_are_json_also_where_a_score_is_none(tmp_path):
+    one = results_of(tmp_path, "good", seeds=1)
+    Results(one.plan, [{**one.records[0], "quality": math.nan, "curve": [math.nan]}]).save(tmp_path)
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+
 def segmentation_pictures(folder: Path) -> None:
     random = np.random.default_rng(0)
     for method, shift in (("good", 0), ("cheap", 3)):
         label = np.zeros((20, 30), np.uint8)
         label[4:9, 5:12] = 1
         arrays = {"image_0": random.integers(0, 255, (20, 30, 1), np.uint8), "label_0": label}
-        np.savez(folder / "runs" / f"test_{method}_all_seed0.npz", **arrays, pred_0=np.roll(label, shift, 0))
+        arrays |= {"pred_0": np.roll(label, shift, 0), "names": np.array(["case4"])}
+        np.savez(folder / "runs" / f"test_{method}_all_seed0.npz", **arrays)
 
 
 def test_methods_are_shown_on_the_same_case(tmp_path):
@@ -175,20 +210,25 @@ def test_methods_are_shown_on_the_same_case(tmp_path):
     page = report_of(results, tmp_path, attribution="Images: us, CC BY 4.0.")
     assert page.count('src="data:image/png') == 4
     for title in ("image", "reference", "good", "cheap"):
-        assert f'alt="case0, {title}"' in page
+        assert f'alt="case4, {title}"' in page
     assert "</i>hippocampus" in page
+    for record in results.records:
+        if record["seed"] == 0:
+            assert f"{record['method']}<br>{record['cases']['case4']:.3f}" in page
     assert "Images: us, CC BY 4.0." in page
 
 
 def test_answers_of_classification_are_shown_beside_the_reference(tmp_path):
-    results = results_of(tmp_path, "good", "cheap", seeds=1)
+    results = results_of(tmp_path, "good", "cheap", "level", seeds=1)
     results.records[0]["class_names"] = ["benign", "malignant"]
-    for method, scores in (("good", [0.9, 0.1]), ("cheap", [0.2, 0.8])):
+    for method, scores in (("good", [0.9, 0.1]), ("cheap", [0.2, 0.8]), ("level", [1.0])):
         arrays = {"image_0": np.zeros((8, 8, 3), np.uint8), "label_0": np.array([0.0]), "pred_0": np.array(scores)}
+        arrays["names"] = np.array(["a.png"])
         np.savez(tmp_path / "runs" / f"test_{method}_all_seed0.npz", **arrays)
     page = report_of(results, tmp_path)
     assert "reference: benign" in page
     assert re.search(r'<td>good</td><td class="text">benign \(0\.90\)</td>', page)
+    assert re.search(r'<td>level</td><td class="text wrong">malignant</td>', page)  # a class number
     assert re.search(r'<td>cheap</td><td class="text wrong">malignant \(0\.80\)</td>', page)
 
 
@@ -205,6 +245,11 @@ def test_points_of_the_front_are_filled():
     assert drawn.startswith("<svg")
     assert "currentColor" in drawn
     assert [name for name in "abc" if f">{name}</text>" in drawn] == ["a", "b", "c"]
+    marks = re.findall(
+        r'<use [^>]*style="fill: (#\w+|none); stroke: (#\w+)"', drawn.replace("fill-opacity: 0", "fill: none")
+    )
+    filled = [fill for fill, stroke in marks if stroke.lower() == FRONT.lower() and fill.lower() == FRONT.lower()]
+    assert len(filled) == 2
 
 
 def test_a_tile_has_the_colours_of_its_classes():

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from monai_petl.compare import Plan, Results, Schedule, find_devices
-from monai_petl.compare.schedule import write_record
+from monai_petl.compare.records import write_record
 
 WORKER = "tests.compare.fake_worker"
 
@@ -47,6 +47,37 @@ def test_a_wider_plan_adds_what_is_missing(tmp_path):
     run(plan(tmp_path, "good", seeds=1), tmp_path)
     run(plan(tmp_path, "good", "cheap", seeds=2), tmp_path)
     assert len(diary(tmp_path)) == 4
+
+
+def test_what_was_made_with_other_settings_is_made_again(tmp_path):
+    run(plan(tmp_path, "good", seeds=1), tmp_path)
+    changed = Plan(**{**plan(tmp_path, "good", seeds=1).to_dict(), "methods": {"good": {"method": "good", "rank": 16}}})
+    records = run(changed, tmp_path).records
+    assert records[0]["ids"]["rank"] == 16
+    assert len(diary(tmp_path)) == 2
+    run(Plan(**{**changed.to_dict(), "section": "validation"}), tmp_path)
+    assert len(diary(tmp_path)) == 3
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused(tmp_path):
+    process = in_background(plan(tmp_path, "slow", seeds=1), tmp_path, "cpu")
+    try:
+        wait_for((tmp_path / "diary.txt").exists)
+        with pytest.raises(ValueError, match="another comparison is running in"):
+            run(plan(tmp_path, "good", seeds=1), tmp_path)
+        (tmp_path / "gate").touch()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
+def test_other_rates_are_other_runs(tmp_path):
+    run(plan(tmp_path, "cheap", seeds=1), tmp_path)
+    records = run(plan(tmp_path, "cheap", seeds=1, trials=2), tmp_path).records
+    assert records[0]["factor"] == 0.3
+    assert {"test_cheap_all_seed0.json", "test_cheap_all_seed0_x0.3.json"} <= {
+        path.name for path in (tmp_path / "runs").iterdir()
+    }
 
 
 def test_what_fails_is_reported_and_the_rest_goes_on(tmp_path):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from fire.parser import DefaultParseValue
+from ignite.engine import Engine
 
 from monai_petl.adapters import inspect_adapter
-from monai_petl.compare.worker import run_job
+from monai_petl.compare.worker import _Answers, _names, run_job
 from monai_petl.data import make_phantom_dataset
 from tests.bundles.helpers import INFLATED, REPOSITORY, SIZE, SPACING, VIT_TRAINING
 
@@ -36,7 +40,7 @@ def test_a_run_measures_what_it_says(job: dict) -> None:
     record = run_job(job)
     assert record["metric"] == "val_mean_dice"
     assert 0 <= record["quality"] <= 1
-    assert record["quality"] == pytest.approx(np.mean(list(record["cases"].values())), abs=0.02)
+    assert record["quality"] == pytest.approx(np.mean(list(record["cases"].values())), abs=1e-5)
     assert all(name.endswith(".nii.gz") for name in record["cases"])
     assert (record["steps"], len(record["curve"])) == (6, 2)
     assert record["rates"] == pytest.approx({"lr": 0.00025, "delta_lr": 0.0005, "backbone_lr": 0.000015})
@@ -46,17 +50,50 @@ def test_a_run_measures_what_it_says(job: dict) -> None:
     assert record["peak_bytes"] > record["saved_bytes"] > 0
     assert record["flops"] > 0
     assert record["step_seconds"] > 0
-    assert "--method lora" in record["command"]
+    words = shlex.split(record["command"])
+    said = {
+        name.removeprefix("--"): DefaultParseValue(value) for name, value in zip(words[4::2], words[5::2], strict=True)
+    }
+    assert {name: said[name] for name in job["ids"]} == {**job["ids"], "val_interval": 3}  # not before the end
     with np.load(job["picture_file"]) as pictures:
-        assert set(pictures) == {f"{name}_{i}" for name in ("image", "label", "pred") for i in range(2)}
+        assert set(pictures) == {"names", *(f"{name}_{i}" for name in ("image", "label", "pred") for i in range(2))}
+        assert list(pictures["names"]) == list(record["cases"])
         assert pictures["label_0"].shape == pictures["pred_0"].shape == pictures["image_0"].shape[:2]
         assert pictures["label_0"].max() <= 2
         assert pictures["image_0"].max() == 255
 
 
+def test_a_section_without_cases_is_refused_before_training(job: dict, tmp_path: Path) -> None:
+    empty = make_phantom_dataset(tmp_path / "data", 2, 0, 0, 0, SIZE, SPACING)
+    with pytest.raises(ValueError, match="the section 'test' of the data holds no case to score"):
+        run_job({**job, "ids": {**job["ids"], "dataset_dir": str(empty)}, "work": str(tmp_path / "work")})
+    assert not list((tmp_path / "work").rglob("*.pt"))
+
+
+def test_images_of_the_same_name_are_different_cases() -> None:
+    assert _names([{"image": "/d/p0/image.nii.gz"}, {"image": "/d/p1/image.nii.gz"}]) == [
+        "p0/image.nii.gz",
+        "p1/image.nii.gz",
+    ]
+    assert _names([{"image": "/d/a.png"}]) == ["a.png"]
+    assert _names([{"image": "/d/a.png"}, {"image": "/d/a.png"}]) == ["0", "1"]
+    assert _names([{"x": 1}, {"x": 2}]) == ["0", "1"]
+
+
+def test_scores_of_images_have_the_balanced_accuracy_as_their_mean() -> None:
+    engine = Engine(lambda engine, batch: None)
+    answers = _Answers(engine)
+    pairs = [(0, [0.9, 0.1]), (0, [0.2, 0.8]), (0, [0.6, 0.4]), (1, [0.3, 0.7])]
+    engine.state.output = [{"label": label, "pred": torch.tensor(pred)} for label, pred in pairs]
+    answers._collect(engine)
+    assert np.mean(list(answers.cases("abcd").values())) == pytest.approx((2 / 3 + 1) / 2)
+    assert answers.cases("abc") == {}
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, data: Path) -> None:
     ids = {**VIT_TRAINING, **LENGTH, "dataset_dir": data, "pretrained_path": None}
+    del ids["val_interval"]
     options = {"methods": "head,sorcery", "seeds": 1, "shots": "2", "out": tmp_path / "out", "pictures": 1, **ids}
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "monai_petl", "compare", str(INFLATED.path), *arguments]
@@ -64,7 +101,7 @@ def test_the_command(tmp_path: Path, data: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "head, 2 labelled, seed 0: 0." in done.stderr
     assert "sorcery, 2 labelled, seed 0: ValueError: method must be one of lora" in done.stderr
-    assert {path.name for path in (tmp_path / "out").glob("*.*")} == {
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*.*")} == {
         "plan.json",
         "report.html",
         "results.csv",
@@ -84,6 +121,9 @@ def test_the_command(tmp_path: Path, data: Path) -> None:
         ([str(INFLATED.path), "--methods", "lora", "--shots", "many"], "--shots takes positive whole numbers"),
         ([str(INFLATED.path), "--methods", "lora", "--budget", "long"], "--budget takes a time"),
         ([str(INFLATED.path), "--methods", "lora", "--devices", "cuda:99"], "no cuda:99 here"),
+        ([str(INFLATED.path), "--methods", "lora", "--epoch", "4"], "has no id 'epoch'; did you mean epochs"),
+        ([str(INFLATED.path), "--methods", "lora", "--seed", "4"], "seed: the comparison sets this itself"),
+        ([str(INFLATED.path), "--methods", "lora", "--seeds", "2.5"], "one seed; got 1, 1 and 2.5"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(tmp_path: Path, monkeypatch, capsys, arguments, message) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from monai_petl.data import DataError, few_shot_per_class, image_classes, load_image_list, require_images
 
@@ -22,7 +23,7 @@ def folders(root: Path, *names: str, count: int = 3) -> Path:
     for name in names:
         (root / name).mkdir(parents=True)
         for i in range(count):
-            (root / name / f"{i}.PNG").touch()
+            Image.new("L", (2, 2)).save(root / name / f"{i}.PNG")
         (root / name / "notes.txt").touch()
     return root
 
@@ -55,13 +56,19 @@ def test_class_folders_with_and_without_sections(tmp_path):
 
 
 def test_groups_stay_together_in_a_drawn_split(tmp_path):
-    rows = "".join(f"{i}.png,{'ab'[i % 2]},patient{i // 4}\n" for i in range(80))
+    """Patients have images of both classes, and some of one."""
+    rows = "".join(f"{i}.png,{'ab'[(i * i // 3) % 2]},patient{i // 4}\n" for i in range(160))
     table(tmp_path, f"image,class,patient\n{rows}")
     parts = [load_image_list(tmp_path, name) for name in ("training", "validation", "test")]
-    for label in (0, 1):
-        groups = [{case["group"] for case in part if case["label"] == label} for part in parts]
-        assert all(groups)
-        assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+    assert sum(map(len, parts)) == 160
+    groups = [{case["group"] for case in part} for part in parts]
+    assert all(groups)
+    assert len(set.union(*groups)) == sum(map(len, groups))
+
+
+def test_a_short_row_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"line 3 of .* has no file or no class"):
+        load_image_list(table(tmp_path, "file,class,label,split\na.png,x,1,train\nb.png\n"))
 
 
 def test_dataset_json(tmp_path):
@@ -71,7 +78,8 @@ def test_dataset_json(tmp_path):
         "test": [{"image": "c.png", "label": 0}],
     }
     (tmp_path / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
-    found = load_image_list(tmp_path, class_names=["normal", "benign"])
+    assert image_classes(tmp_path) == ["normal", "benign"]
+    found = load_image_list(tmp_path)
     assert [(case["label"], case["class_name"]) for case in found] == [(1, "benign"), (0, "normal")]
     contents["test"] = [{"image": "c.png"}]
     (tmp_path / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
