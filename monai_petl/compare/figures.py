@@ -55,7 +55,7 @@ def cost_figure(table: pd.DataFrame, column: str, metric: str) -> str:
     ax.plot(cost[front][order], quality[front][order], color=FRONT, lw=1, alpha=0.6, zorder=0)
     if logarithmic and len(cost) and cost.min() > 0:
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if cost.max() > 50 * cost.min() else (1, 2, 5)))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.margins(x=0.22, y=0.12)
