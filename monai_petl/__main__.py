@@ -153,7 +153,7 @@ def demo(**options: Any) -> None:
 
 
 def _need_report() -> None:
-    missing = [name for name in ("jinja2", "pandas") if find_spec(name) is None]
+    missing = [name for name in ("filelock", "jinja2", "pandas") if find_spec(name) is None]
     if missing:
         raise ValueError(
             f"this needs {' and '.join(missing)}; install the extra 'report': pip install 'monai-petl[report]', or in a "
