@@ -1,5 +1,6 @@
 """Methods side by side on one bundle, and the report that tells which to take. Needs the extra ``report``."""
 
+from monai_petl.compare.markdown import markdown_table
 from monai_petl.compare.plan import Job, Plan
 from monai_petl.compare.report import write_report
 from monai_petl.compare.results import Results
@@ -15,6 +16,7 @@ __all__ = [
     "Schedule",
     "compare",
     "find_devices",
+    "markdown_table",
     "paired_difference",
     "pareto_front",
     "run_plan",

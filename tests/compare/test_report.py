@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_petl.compare import Results, write_report
+from monai_petl.compare import Results, markdown_table, write_report
 from monai_petl.compare.figures import FRONT, cost_figure, tile
 from tests.compare.test_schedule import plan, run
 
@@ -230,6 +230,20 @@ def test_answers_of_classification_are_shown_beside_the_reference(tmp_path):
     assert re.search(r'<td>good</td><td class="text">benign \(0\.90\)</td>', page)
     assert re.search(r'<td>level</td><td class="text wrong">malignant</td>', page)  # a class number
     assert re.search(r'<td>cheap</td><td class="text wrong">malignant \(0\.80\)</td>', page)
+
+
+def test_a_table_in_markdown_has_the_numbers_of_the_csv(tmp_path):
+    results = results_of(tmp_path, "good", "breaks", shots=(3, None), seeds=2)
+    head, rule, good, breaks = markdown_table(results).splitlines()
+    assert head.startswith("| method | trained | 3 labelled | all labelled | s a step |")
+    assert rule.count("---") == head.count("|") - 1
+    runs = results.runs()
+    for shots, cell in zip(("3", "all"), good.split("|")[3:5], strict=True):
+        quality = 100 * runs[(runs["method"] == "good") & (runs["shots"] == shots)]["quality"].astype(float)
+        assert cell.strip() == f"{quality.mean():.1f} ± {quality.std():.1f}"
+    assert good.split("|")[2].strip() == "1,000,000"
+    assert breaks == "| `breaks` | - | - | - | - | - | - | - |"
+    assert "0." in markdown_table(results, percent=False).splitlines()[2].split("|")[3]
 
 
 def test_points_of_the_front_are_filled():

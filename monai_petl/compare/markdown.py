@@ -1,0 +1,54 @@
+"""A comparison as a table in Markdown, for pages and model cards."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from monai_petl.compare.results import Results, shots_text
+
+__all__ = ["markdown_table"]
+
+
+def markdown_table(results: Results, percent: bool = True) -> str:
+    """A row a method: quality with every number of labelled cases as mean ± standard deviation over seeds, and the costs.
+
+    Args:
+        results: what the runs say.
+        percent: qualities times 100.
+
+    Returns:
+        Lines without one at the end; what was not measured is a dash.
+    """
+    table, shots = results.summary(), [shots_text(count) for count in results.shots]
+    head = [
+        "method",
+        "trained",
+        *(f"{name} labelled" for name in shots),
+        "s a step",
+        "peak, MB",
+        "kept, MB",
+        "file, MB",
+    ]
+    lines = [f"| {' | '.join(head)} |", f"| --- {'| ---: ' * (len(head) - 1)}|"]
+    for method in results.methods:
+        rows = table[table["method"] == method].set_index("shots")
+        costs = rows[["trained", "step_seconds", "peak_bytes", "saved_bytes", "file_bytes"]].mean()
+        cells = [f"`{method}`", _number(costs["trained"], ",.0f")]
+        cells += [_score(rows.loc[name], 100 if percent else 1) for name in shots]
+        cells += [_number(costs["step_seconds"], ".2f")]
+        cells += [_number(costs[name] / 1e6, ",.0f") for name in ("peak_bytes", "saved_bytes")]
+        cells += [_number(costs["file_bytes"] / 1e6, ",.1f")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _score(row: pd.Series, scale: int) -> str:
+    digits = ".1f" if scale == 100 else ".3f"
+    if row["quality"] != row["quality"]:
+        return "-"
+    spread = f" ± {scale * row['spread']:{digits}}" if row["spread"] == row["spread"] else ""
+    return f"{scale * row['quality']:{digits}}{spread}"
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if value == value else "-"
