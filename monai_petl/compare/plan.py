@@ -69,6 +69,7 @@ class Plan:
         settings: top-level ids that all trainings share, such as ``{"dataset_dir": ..., "epochs": 4}``.
         section: of the data list, for the scores.
         pictures: how many cases are drawn.
+        margin: what a smaller method that ties with the best may lie behind it in the mean, to be advised in its place.
     """
 
     bundle: str
@@ -80,6 +81,7 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     section: str = "test"
     pictures: int = 3
+    margin: float = 0.02
 
     def __post_init__(self) -> None:
         if not isinstance(self.seeds, int) or not self.methods or not self.shots or self.seeds < 1:

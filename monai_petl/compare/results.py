@@ -73,9 +73,11 @@ class Results:
         return paired_difference(self._scores(first, shots), self._scores(second, shots))
 
     def advice(self, shots: int | None) -> dict[str, Any]:
-        """The best method, those that the runs do not tell from it, and of these the one to take.
+        """The best method, those that the runs do not tell from it, and the one to take.
 
-        Only methods take part of which as many trainings ended as of any other.
+        That is the one that trains the fewest values of the best and those that tie with it and are at most the plan's
+        ``margin`` behind in the mean: a tie alone may mean that too few trainings were run. Only methods take part of which as
+        many trainings ended as of any other.
 
         Returns:
             ``best``, ``ties``, ``behind``, ``take``, ``differences`` and ``text``; where nothing was scored ``text`` alone.
@@ -90,14 +92,17 @@ class Results:
         found = {method: self.difference(best, method, shots) for method in complete.index if method != best}
         ties = [method for method, difference in found.items() if difference is not None and difference.tie]
         unknown = [method for method, difference in found.items() if difference is None]
-        take = complete.loc[[best, *ties]].sort_values(["trained", "peak_bytes"], kind="stable").index[0]
+        margin = self.plan.get("margin", 0.02)
+        near = [m for m in ties if (difference := found[m]) is not None and difference.mean <= margin]
+        level = complete.loc[[best, *near]]
+        take = level.sort_values(["trained", "peak_bytes"], kind="stable").index[0]
         return {
             "best": best,
             "ties": ties,
             "behind": [method for method in found if method not in (*ties, *unknown)],
             "take": take,
             "differences": {m: None if d is None else asdict(d) for m, d in found.items()},
-            "text": _words(table, complete, best, ties, take, found, self.metric, shots),
+            "text": _words(table, level, best, ties, take, found, self.metric, shots, margin),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,16 +143,19 @@ def shots_text(shots: int | None) -> str:
 
 def _words(
     table: pd.DataFrame,
-    complete: pd.DataFrame,
+    level: pd.DataFrame,
     best: str,
     ties: list[str],
     take: str,
     found: Mapping[str, Difference | None],
     metric: str,
     shots: int | None,
+    margin: float,
 ) -> str:
-    scores, costs = complete["quality"], complete.loc[take]
-    said = [f"With {shots_text(shots)} labelled cases {best} scores highest ({scores[best]:.3f} {metric})."]
+    costs, most = level.loc[take], table["seeds"].max()
+    said = [
+        f"With {shots_text(shots)} labelled cases {best} scores highest ({level.loc[best, 'quality']:.3f} {metric})."
+    ]
     if ties:
         said.append(f"The runs do not tell it from {'; '.join(f'{m} ({_interval(found[m])})' for m in ties)}.")
     clear = [m for m, d in found.items() if d is not None and not d.tie]
@@ -156,26 +164,21 @@ def _words(
     unknown = [m for m, d in found.items() if d is None]
     if unknown:
         said.append(f"One training and no scores by case do not compare it with {', '.join(unknown)}.")
-    left = [
-        f"{m} ({table.loc[m, 'seeds']} of {complete['seeds'].max()} trainings)" for m in table.index if m not in scores
-    ]
+    left = [f"{m} ({table.loc[m, 'seeds']} of {most} trainings)" for m in table.index if m not in (best, *found)]
     if left:
         said.append(f"Left out, because trainings failed or have no score: {', '.join(left)}.")
-    why = (
-        "the fewest values of these"
-        if ties
-        else "and nothing else comes level"
-        if clear
-        else "and is the only one to take"
-    )
     size = f", in a file of {_bytes(costs['file_bytes'])}" if costs["file_bytes"] == costs["file_bytes"] else ""
-    said.append(f"Take {take}: it trains {costs['trained']:,.0f} values, {why}{size}.")
-    level = complete.loc[[best, *ties]]
+    why = (
+        f"the fewest of those within {margin:g} of the best that tie with it" if take != best else "and scores highest"
+    )
+    said.append(f"Take {take}: it trains {costs['trained']:,.0f} values{size}, {why}.")
     for column, what in (("peak_bytes", "memory"), ("step_seconds", "time a step")):
         least = level[column].astype(float).idxmin() if level[column].notna().any() else take
         share = level.loc[least, column] / costs[column]
         if share < 0.9:
             said.append(f"If {what} matters most, {least} needs {100 * share:.0f} % of that of {take}.")
+    if len(ties) > len(level) - 1:
+        said.append("More seeds would tell more of the ties apart.")
     return " ".join(said)
 
 

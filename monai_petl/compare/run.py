@@ -28,6 +28,7 @@ def compare(
     section: str = "test",
     devices: str | Sequence[str] | None = None,
     pictures: int = 3,
+    margin: float = 0.02,
     title: str | None = None,
     attribution: str = "",
     **settings: Any,
@@ -48,6 +49,7 @@ def compare(
         section: of the data list, whose cases are scored.
         devices: such as ``cuda:0,cuda:1`` or ``cpu,cpu``; a run at a time on each. Default: all GPUs, else the CPU.
         pictures: how many cases are drawn.
+        margin: what a smaller method that ties with the best may lie behind it in the mean, to be advised in its place.
         title: of the report.
         attribution: source and licence of the images, shown under the pictures.
         settings: any top-level ids of the bundle, such as ``dataset_dir`` and ``epochs``.
@@ -76,8 +78,11 @@ def compare(
         settings=_absolute(settings),
         section=section,
         pictures=pictures,
+        margin=margin,
     )
-    command = _command(bundle, methods, settings, seeds=seeds, shots=shots, budget=budget, section=section, out=out)
+    command = _command(
+        bundle, methods, settings, seeds=seeds, shots=shots, budget=budget, section=section, margin=margin, out=out
+    )
     return run_plan(plan, Path(out), find_devices(devices), title, attribution, command)
 
 
