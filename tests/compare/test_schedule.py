@@ -134,9 +134,10 @@ def test_an_interrupted_comparison_goes_on_to_the_same_table(tmp_path):
 
 
 def in_background(chosen: Plan, folder: Path, devices: str) -> subprocess.Popen:
-    """The schedule in a process of its own, which can be interrupted."""
+    """The schedule in a process of its own, which can be interrupted also where this one was started to ignore that."""
     code = (
-        "import json, sys; from pathlib import Path; from monai_petl.compare import Plan, Schedule; "
+        "import json, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pathlib import Path; from monai_petl.compare import Plan, Schedule; "
         "Schedule(Plan(**json.loads(sys.argv[1])), Path(sys.argv[2]), sys.argv[3].split(','), sys.argv[4]).run()"
     )
     arguments = [json.dumps(chosen.to_dict()), str(folder), devices, WORKER]
