@@ -90,16 +90,16 @@ class Results:
         complete = scored[scored["seeds"] == scored["seeds"].max()]
         best = complete["quality"].idxmax()
         found = {method: self.difference(best, method, shots) for method in complete.index if method != best}
-        ties = [method for method, difference in found.items() if difference is not None and difference.tie]
-        unknown = [method for method, difference in found.items() if difference is None]
+        known = {method: difference for method, difference in found.items() if difference is not None}
+        ties = [method for method, difference in known.items() if difference.tie]
         margin = self.plan.get("margin", 0.02)
-        near = [m for m in ties if (difference := found[m]) is not None and difference.mean <= margin]
+        near = [method for method in ties if known[method].mean <= margin]
         level = complete.loc[[best, *near]]
         take = level.sort_values(["trained", "peak_bytes"], kind="stable").index[0]
         return {
             "best": best,
             "ties": ties,
-            "behind": [method for method in found if method not in (*ties, *unknown)],
+            "behind": [method for method in known if method not in ties],
             "take": take,
             "differences": {m: None if d is None else asdict(d) for m, d in found.items()},
             "text": _words(table, level, best, ties, take, found, self.metric, shots, margin),
@@ -156,12 +156,13 @@ def _words(
     said = [
         f"With {shots_text(shots)} labelled cases {best} scores highest ({level.loc[best, 'quality']:.3f} {metric})."
     ]
+    known = {m: d for m, d in found.items() if d is not None}
     if ties:
-        said.append(f"The runs do not tell it from {'; '.join(f'{m} ({_interval(found[m])})' for m in ties)}.")
-    clear = [m for m, d in found.items() if d is not None and not d.tie]
+        said.append(f"The runs do not tell it from {_intervals(ties, known)}.")
+    clear = [m for m, d in known.items() if not d.tie]
     if clear:
-        said.append(f"Behind it are {'; '.join(f'{m} ({_interval(found[m])})' for m in clear)}.")
-    unknown = [m for m, d in found.items() if d is None]
+        said.append(f"Behind it are {_intervals(clear, known)}.")
+    unknown = [m for m in found if m not in known]
     if unknown:
         said.append(f"One training and no scores by case do not compare it with {', '.join(unknown)}.")
     left = [f"{m} ({table.loc[m, 'seeds']} of {most} trainings)" for m in table.index if m not in (best, *found)]
@@ -182,9 +183,9 @@ def _words(
     return " ".join(said)
 
 
-def _interval(difference: Difference | None) -> str:
-    assert difference is not None
-    return f"by {difference.mean:.3f}, 95 % interval {difference.low:.3f} to {difference.high:.3f}"
+def _intervals(methods: Sequence[str], known: Mapping[str, Difference]) -> str:
+    found = ((method, known[method]) for method in methods)
+    return "; ".join(f"{m} (by {d.mean:.3f}, 95 % interval {d.low:.3f} to {d.high:.3f})" for m, d in found)
 
 
 def _bytes(size: float) -> str:

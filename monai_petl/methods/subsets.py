@@ -33,13 +33,10 @@ from monai_petl.methods.targets import (
     transformer_blocks,
     unused_parameters,
 )
-from monai_petl.networks import ViTClassifier, ViTSegmenter
 
 __all__ = ["BiasOnly", "FullFineTuning", "HeadOnly", "LastBlocks", "NormOnly"]
 
-HEADS: dict[type[nn.Module], str] = {
-    ViTSegmenter: "decoder",
-    ViTClassifier: "head",
+HEADS: dict[type[nn.Module], str] = {  # of MONAI's networks; ours say it themselves, as HEAD
     ViT: "classification_head",
     UNETR: "out",
     SwinUNETR: "out",
@@ -109,8 +106,8 @@ class HeadOnly(Method):
         num_classes: put a new last layer with this many outputs in place of the head's; the old one comes back when the
             adapter is switched off. ``None`` trains the head that is there.
         head: name of the head; default ``classification_head`` of ViT, ``out`` of UNETR and SwinUNETR, ``conv_final`` of
-            SegResNet, ``output_block`` of DynUNet, the last stage of UNet, ``decoder`` of
-            ViTSegmenter, ``head`` of ViTClassifier.
+            SegResNet, ``output_block`` of DynUNet, the last stage of UNet, and of other networks what their class says as
+            ``HEAD``: ``decoder`` of ViTSegmenter, ``head`` of ViTClassifier.
 
     Raises:
         ValueError: there is no such head.
@@ -120,7 +117,8 @@ class HeadOnly(Method):
     head: str | None = None
 
     def attach(self, network: nn.Module, name: str) -> None:
-        head = self.head or next((name for kind, name in HEADS.items() if isinstance(network, kind)), None)
+        known = (name for kind, name in HEADS.items() if isinstance(network, kind))
+        head = self.head or getattr(network, "HEAD", None) or next(known, None)
         if head is None or not _has(network, head):
             parts = ", ".join(n for n, _ in network.named_children())
             what = f"no head called {head!r}" if head else "no head that is known here"

@@ -13,6 +13,8 @@ import torch
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
+from monai_petl.networks.vit_parts import headless
+
 __all__ = ["POOLS", "ViTClassifier"]
 
 POOLS = {"class": 1, "mean": 1, "class_mean": 2}  # how many vectors the head reads
@@ -40,6 +42,8 @@ class ViTClassifier(nn.Module):
         scores = ViTClassifier(backbone, 3, (224, 224))(torch.rand(2, 3, 224, 224))  # (2, 3)
     """
 
+    HEAD = "head"  # for HeadOnly
+
     def __init__(
         self,
         backbone: ViT,
@@ -50,17 +54,11 @@ class ViTClassifier(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        missing = [n for n in ("patch_embedding", "blocks", "norm") if not hasattr(backbone, n)]
-        if missing:
-            raise TypeError(
-                f"ViTClassifier needs a MONAI ViT as its backbone, got {type(backbone).__name__}, which has no {missing[0]}"
-            )
+        backbone = headless(backbone, ViTClassifier)
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}; got {pool!r}")
         if pool != "mean" and not hasattr(backbone, "cls_token"):
             raise ValueError(f"pool={pool!r} reads the class token, and this ViT has none; use pool='mean'")
-        if hasattr(backbone, "classification_head"):
-            del backbone.classification_head  # nothing here depends on it, and an adapter should not either
         self.pool, self.img_size = pool, tuple(img_size)
         self.backbone: ViT = backbone
         self.patches = backbone.patch_embedding.position_embeddings.shape[1]
@@ -73,9 +71,9 @@ class ViTClassifier(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the head reads, (B, hidden size) or twice as wide."""
-        if tuple(image.shape[2:]) != self.img_size:
+        if list(image.shape[2:]) != list(self.img_size):
             raise ValueError(
-                f"this network was built for images of {self.img_size}, got {tuple(image.shape[2:])}; resize them"
+                f"this network was built for images of {self.img_size}, got {list(image.shape[2:])}; resize them"
             )
         tokens, _ = self.backbone(image)
         if self.pool == "class":

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from monai_petl.inflation.options import patch_of
 from monai_petl.networks.slices import as_slices, as_volume, slices_of
+from monai_petl.networks.vit_parts import headless
 
 __all__ = ["DECODERS", "LinearDecoder", "TapDecoder", "ViTSegmenter"]
 
@@ -72,6 +73,8 @@ class ViTSegmenter(nn.Module):
         logits = ViTSegmenter(backbone, 3, (96, 96, 32))(torch.rand(1, 1, 96, 96, 32))  # (1, 3, 96, 96, 32)
     """
 
+    HEAD = "decoder"  # for HeadOnly
+
     def __init__(
         self,
         backbone: ViT,
@@ -84,11 +87,7 @@ class ViTSegmenter(nn.Module):
         decoder: str = "native",
     ) -> None:
         super().__init__()
-        missing = [n for n in ("patch_embedding", "blocks", "norm") if not hasattr(backbone, n)]
-        if missing:
-            raise TypeError(
-                f"ViTSegmenter needs a MONAI ViT as its backbone, got {type(backbone).__name__}, which has no {missing[0]}"
-            )
+        backbone = headless(backbone, ViTSegmenter)
         patch = patch_of(backbone.patch_embedding)
         in_channels = backbone.patch_embedding.patch_dim // math.prod(patch)
         if decoder not in DECODERS:
@@ -110,8 +109,6 @@ class ViTSegmenter(nn.Module):
                 )
             grid, patch, in_channels = grid[:-1], patch[:-1], in_channels * patch[-1]
         self.grid = grid
-        if hasattr(backbone, "classification_head"):
-            del backbone.classification_head  # nothing here depends on it, and an adapter should not either
         self.backbone: ViT = backbone
         hidden_size = backbone.patch_embedding.position_embeddings.shape[2]
         self.decoder: nn.Module

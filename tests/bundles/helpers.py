@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.networks.nets import SwinUNETR
@@ -206,6 +208,16 @@ def messages(error: BaseException) -> Iterator[str]:
     while seen is not None:
         yield str(seen)
         seen = seen.__cause__ or seen.__context__
+
+
+def refusal(bundle: Bundle, name: str, root: Path, data: Path, pattern: str, **overrides: Any) -> None:
+    """Running a config fails with a sentence that fits the pattern, and leaves no file behind."""
+    before = files_below(root)
+    with pytest.raises(Exception) as error:  # noqa: PT011 (MONAI wraps what is raised; the sentence is what counts)
+        bundle.run(name, root, data, **overrides)
+    said = list(messages(error.value))
+    assert any(re.search(pattern, text) for text in said), said
+    assert files_below(root) == before
 
 
 def command(*arguments: str, **overrides: Any) -> Sequence[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from tests.bundles.helpers import (
     messages,
     named,
     parsed,
+    refusal,
     run,
     segmentations,
 )
@@ -49,16 +49,6 @@ def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.n
     volume = nib.load(path)
     voxels = change(np.asarray(volume.dataobj))
     nib.save(nib.Nifti1Image(voxels, volume.affine if affine is None else affine), path)
-
-
-def refusal(bundle: Bundle, name: str, root: Path, data: Path, pattern: str, **overrides: Any) -> None:
-    """Running a config fails with a sentence that fits the pattern, and leaves no file behind."""
-    before = files_below(root)
-    with pytest.raises(Exception) as error:  # noqa: PT011 (MONAI wraps what is raised; the sentence is what counts)
-        bundle.run(name, root, data, **overrides)
-    said = list(messages(error.value))
-    assert any(re.search(pattern, text) for text in said), said
-    assert files_below(root) == before
 
 
 def start_of(name: str, weights: dict[str, str]) -> dict[str, str]:

@@ -331,24 +331,46 @@ def exported(each: Bundle, tmp_path: Path) -> tuple[nn.Module, Path]:
     return network, tmp_path / "model.pt"
 
 
+def export(each: Bundle, weights: Path, path: Path, **options: Any) -> None:
+    configs = each.path / "configs"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ckpt_export(
+            "network_def",
+            str(path),
+            str(weights),
+            str(configs / "metadata.json"),
+            str(configs / "inference.json"),
+            **options,
+            **each.shallow,
+        )
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_scripted_export_works_where_the_card_says_so(
+    each: Bundle, exported: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    network, weights = exported
+    card = (each.path / "docs" / "README.md").read_text(encoding="utf-8")
+    (works,) = re.findall(r"^\| TorchScript, scripted \| (yes|no) \|", card, re.MULTILINE)
+    if works == "no":
+        with pytest.raises(Exception):  # noqa: B017, PT011 (the compiler has several)
+            export(each, weights, tmp_path / "model.ts")
+        assert not (tmp_path / "model.ts").exists()
+        return
+    export(each, weights, tmp_path / "model.ts")
+    image = torch.rand(3, *each.input_shape[1:])
+    torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_traced_export_equals_the_network_for_any_batch(
     each: Bundle, exported: tuple[nn.Module, Path], tmp_path: Path
 ) -> None:
     network, weights = exported
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ckpt_export(
-            "network_def",
-            str(tmp_path / "model.ts"),
-            str(weights),
-            str(each.path / "configs" / "metadata.json"),
-            str(each.path / "configs" / "inference.json"),
-            use_trace=True,
-            input_shape=list(each.input_shape),
-            **each.shallow,
-        )
+    export(each, weights, tmp_path / "model.ts", use_trace=True, input_shape=list(each.input_shape))
     again = torch.jit.load(tmp_path / "model.ts")
     for batch in (1, 3):
         image = torch.rand(batch, *each.input_shape[1:])

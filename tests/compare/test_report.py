@@ -204,7 +204,9 @@ def test_results_are_json_also_where_a_score_is_none(tmp_path):
     one = results_of(tmp_path, "good", seeds=1)
     Results(one.plan, [{**one.records[0], "quality": math.nan, "curve": [math.nan]}]).save(tmp_path)
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
-    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert found["runs"][0]["quality"] is None
+    assert found["runs"][0]["curve"] == [None]
 
 
 def segmentation_pictures(folder: Path) -> None:

@@ -65,7 +65,7 @@ def test_volumes():
         (
             lambda: classifier()(torch.rand(1, 3, 64, 64)),
             ValueError,
-            r"for images of \(32, 32\), got \(64, 64\); resize them",
+            r"for images of \(32, 32\), got \[64, 64\]; resize them",
         ),
     ],
 )
