@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
+WEIGHTS ?=
+DEVICES ?=
 
 .PHONY: env demo test docs results clean
 
@@ -24,11 +26,9 @@ test: env
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -X warn_default_encoding -m pytest --numprocesses 2 --dist loadfile
 
-# The MR table of docs/results.md, from the folder of the hippocampus data: make results DATA=path
+# Every table of docs/results.md, from real data (hours): make results DATA=folder WEIGHTS=dinov2_vits14.safetensors
 results: env
-	$(BIN)/python benchmarks/punet_results.py pretrain hippocampus --data "$(DATA)" --out results/hippocampus
-	$(BIN)/python benchmarks/punet_results.py adapt hippocampus --data "$(DATA)" --out results/hippocampus
-	$(BIN)/python benchmarks/punet_results.py table results/hippocampus
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py run all --data "$(DATA)" --weights "$(WEIGHTS)" $(if $(DEVICES),--devices $(DEVICES))
 
 docs: env
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -8,6 +8,13 @@ from monai_petl.compare.results import Results, shots_text
 
 __all__ = ["markdown_table"]
 
+COSTS = (  # of Results.summary(): title, unit and form
+    ("step_seconds", "s a step", 1, ".2f"),
+    ("peak_bytes", "peak, MB", 1e6, ",.0f"),
+    ("saved_bytes", "kept, MB", 1e6, ",.0f"),
+    ("file_bytes", "file, MB", 1e6, ",.1f"),
+)
+
 
 def markdown_table(results: Results, percent: bool = True) -> str:
     """A row a method: quality with every number of labelled cases as mean ± standard deviation over seeds, and the costs.
@@ -17,27 +24,17 @@ def markdown_table(results: Results, percent: bool = True) -> str:
         percent: qualities times 100.
 
     Returns:
-        Lines without one at the end; what was not measured is a dash.
+        Lines without one at the end; what was not measured is a dash, and a cost that no run measured has no column.
     """
     table, shots = results.summary(), [shots_text(count) for count in results.shots]
-    head = [
-        "method",
-        "trained",
-        *(f"{name} labelled" for name in shots),
-        "s a step",
-        "peak, MB",
-        "kept, MB",
-        "file, MB",
-    ]
+    costs = [column for column in COSTS if table[column[0]].notna().any()]
+    head = ["method", "trained", *(f"{name} labelled" for name in shots), *(title for _, title, _, _ in costs)]
     lines = [f"| {' | '.join(head)} |", f"| --- {'| ---: ' * (len(head) - 1)}|"]
     for method in results.methods:
         rows = table[table["method"] == method].set_index("shots")
-        costs = rows[["trained", "step_seconds", "peak_bytes", "saved_bytes", "file_bytes"]].mean()
-        cells = [f"`{method}`", _number(costs["trained"], ",.0f")]
+        cells = [f"`{method}`", _number(rows["trained"].mean(), ",.0f")]
         cells += [_score(rows.loc[name], 100 if percent else 1) for name in shots]
-        cells += [_number(costs["step_seconds"], ".2f")]
-        cells += [_number(costs[name] / 1e6, ",.0f") for name in ("peak_bytes", "saved_bytes")]
-        cells += [_number(costs["file_bytes"] / 1e6, ",.1f")]
+        cells += [_number(rows[name].mean() / unit, form) for name, _, unit, form in costs]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -15,31 +15,38 @@ __all__ = ["PictureTaker"]
 
 
 class PictureTaker:
-    """Keeps one slice of the first cases of an evaluator: image, reference and prediction.
+    """Keeps one slice of some cases of an evaluator, spread over all of them: image, reference and prediction.
 
     Of a volume it is the slice along depth with the most foreground in the reference. Labels and predictions may be one-hot
     maps (K, *spatial), maps of class numbers (1, *spatial), or, for classification, a number or K scores.
 
     Args:
         evaluator: a MONAI evaluator whose output has ``image``, ``label`` and ``pred``.
-        count: how many cases.
+        names: of all its cases, in its order.
+        count: how many cases are kept.
     """
 
-    def __init__(self, evaluator: Engine, count: int) -> None:
-        self.count = count
+    def __init__(self, evaluator: Engine, names: Sequence[str], count: int) -> None:
+        count = min(count, len(names))
+        self.names = names
+        self.chosen = sorted(
+            {(2 * i + 1) * len(names) // (2 * count) for i in range(count)}
+        )  # the middles of equal parts
         self.taken: list[dict[str, np.ndarray]] = []
+        self._seen = 0
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._take)
 
     def _take(self, engine: Engine) -> None:
         output = engine.state.output
         for item in output if isinstance(output, list) else []:
-            if len(self.taken) < self.count:
+            if self._seen in self.chosen:
                 self.taken.append(_picture(item))
+            self._seen += 1
 
-    def save(self, path: str | Path, names: Sequence[str]) -> None:
+    def save(self, path: str | Path) -> None:
         """Write an .npz file of ``image_0``, ``label_0``, ``pred_0``, ``image_1``, ... and ``names``, of the cases in order."""
         arrays: dict[str, Any] = {f"{n}_{i}": value for i, one in enumerate(self.taken) for n, value in one.items()}
-        np.savez_compressed(path, names=np.array(names[: len(self.taken)]), **arrays)
+        np.savez_compressed(path, names=np.array([self.names[i] for i in self.chosen[: len(self.taken)]]), **arrays)
 
 
 def _picture(item: dict[str, Any]) -> dict[str, np.ndarray]:

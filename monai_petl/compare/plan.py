@@ -61,7 +61,8 @@ class Plan:
 
     Args:
         bundle: its folder.
-        methods: label -> top-level ids of the bundle, ``{"lora": {"method": "lora"}}``.
+        methods: label -> top-level ids of the bundle, ``{"lora": {"method": "lora"}}``. The key ``bundle`` is no id: it names
+            the folder of another bundle, which is run with the same settings.
         shots: numbers of labelled cases; ``None`` for all.
         seeds: how many, counted from 0.
         trials: the most learning rates that are tried for a method, of :data:`FACTORS`.
@@ -104,6 +105,14 @@ class Plan:
         """Trials of a method's learning rates, with the fewest labelled cases and seed 0."""
         fewest = min(self.shots, key=lambda shots: shots or float("inf"))
         return [Job("tune", method, fewest, 0, factor) for factor in FACTORS[: self.trials]]
+
+    def bundle_of(self, method: str) -> str:
+        """The bundle that a method is run by."""
+        return str(self.methods[method].get("bundle", self.bundle))
+
+    def ids_of(self, method: str) -> dict[str, Any]:
+        """The settings and a method's own ids."""
+        return {**self.settings, **{name: value for name, value in self.methods[method].items() if name != "bundle"}}
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON has it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from monai_petl.compare.plan import RESERVED, Plan, parse_budget, parse_methods, parse_shots
+from monai_petl.compare.plan import Plan, parse_budget, parse_methods, parse_shots
 from monai_petl.compare.report import write_report
 from monai_petl.compare.results import Results
 from monai_petl.compare.schedule import Schedule, find_devices
@@ -40,7 +40,7 @@ def compare(
     Args:
         bundle: its folder, or its train.json.
         methods: names for the bundle's id ``method``, such as ``lora,head,full``; or a JSON file of
-            ``{label: {id: value}}``.
+            ``{label: {id: value}}``, in which ``bundle`` names the folder of another bundle for this method.
         out: folder for everything that is made.
         seeds: trainings of each method, with seeds 0, 1, ...
         shots: numbers of labelled cases (the bundle's ``num_labelled``), such as ``3,10,all``.
@@ -61,13 +61,12 @@ def compare(
         FileNotFoundError: there is no such bundle.
         ValueError: an argument is out of range, or ``out`` holds another comparison.
     """
-    root = Path(bundle).resolve()
-    root = root.parent.parent if root.name == "train.json" else root
-    if not (root / "configs" / "train.json").is_file():
-        raise FileNotFoundError(f"no bundle at {bundle}: it has no configs/train.json")
+    root = _bundle(bundle)
     trials, seconds = parse_budget(budget)
-    arms = parse_methods(methods)
-    _check_ids(root, [settings, *arms.values()])
+    arms = {
+        name: {**ids, "bundle": str(_bundle(ids["bundle"]))} if "bundle" in ids else ids
+        for name, ids in parse_methods(methods).items()
+    }
     plan = Plan(
         bundle=str(root),
         methods=arms,
@@ -80,6 +79,8 @@ def compare(
         pictures=pictures,
         margin=margin,
     )
+    for name in plan.methods:
+        _check_ids(Path(plan.bundle_of(name)), plan.ids_of(name))
     command = _command(
         bundle, methods, settings, seeds=seeds, shots=shots, budget=budget, section=section, margin=margin, out=out
     )
@@ -112,11 +113,20 @@ def run_plan(
     return write_report(results, folder, title, attribution, command)
 
 
-def _check_ids(root: Path, given: Sequence[Mapping[str, Any]]) -> None:
+def _bundle(path: str) -> Path:
+    """The folder of a bundle, from itself or from its train.json."""
+    root = Path(path).resolve()
+    root = root.parent.parent if root.name == "train.json" else root
+    if not (root / "configs" / "train.json").is_file():
+        raise FileNotFoundError(f"no bundle at {path}: it has no configs/train.json")
+    return root
+
+
+def _check_ids(root: Path, ids: Mapping[str, Any]) -> None:
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "train.json"))
     known = [name for name in parser.get() if name != "_meta_"]
-    unknown = [name for ids in given for name in ids if name.split("::")[0] not in known and name not in RESERVED]
+    unknown = [name for name in ids if name.split("::")[0] not in known]
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; its ids are: {', '.join(known)}"

@@ -36,7 +36,7 @@ def find_devices(given: Sequence[str] | str | None = None) -> list[str]:
     """``"cuda:0,cuda:1"`` or ``"cpu,cpu"`` as a list: a run at a time on each. Default: every GPU, else the CPU.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: there is no such device, or they are of two kinds, whose memory and time could not be compared.
     """
     if given is None:
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
@@ -45,6 +45,8 @@ def find_devices(given: Sequence[str] | str | None = None) -> list[str]:
     unknown = [name for name in names if name not in there]
     if unknown or not names:
         raise ValueError(f"--devices: no {', '.join(unknown) or 'device'} here; there is {', '.join(sorted(there))}")
+    if len({name == "cpu" for name in names}) > 1:
+        raise ValueError(f"--devices: costs on {', '.join(names)} cannot be compared; give GPUs only, or CPUs only")
     return names
 
 
@@ -142,7 +144,8 @@ class Schedule:
         description: dict[str, Any] = {
             "run": run,
             "begun": time.time(),
-            "bundle": self.plan.bundle,
+            "bundle": self.plan.bundle_of(job.method),
+            "device": device,
             "ids": run["ids"],
             "factor": job.factor,
             "section": run["section"],
@@ -190,7 +193,7 @@ class Schedule:
         return record
 
     def _ids(self, job: Job) -> dict[str, Any]:
-        ids = {**self.plan.settings, **self.plan.methods[job.method], "num_labelled": job.shots, "seed": job.seed}
+        ids = {**self.plan.ids_of(job.method), "num_labelled": job.shots, "seed": job.seed}
         return json.loads(json.dumps(ids, default=str))
 
     def _section(self, job: Job) -> str:

@@ -40,15 +40,16 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """Train and score.
 
     Args:
-        job: ``bundle``, ``ids`` (all overridden ids but the rates), ``factor`` of the rates, ``section``, ``work`` (a folder
-            for what the bundle writes), ``pictures`` (how many), ``picture_file``.
+        job: ``bundle``, ``ids`` (all overridden ids but the rates), ``factor`` of the rates, ``section``, ``device``,
+            ``work`` (a folder for what the bundle writes), ``pictures`` (how many), ``picture_file``.
 
     Returns:
         What was measured; see :mod:`monai_petl.compare.results` for the columns.
     """
     ids = {**job["ids"], **_rates(job)}
     ids |= {"ckpt_dir": f"{job['work']}/models", "output_dir": f"{job['work']}/eval"}
-    workflow = _workflow(job["bundle"], {**ids, "validate::datalist::section": job["section"]})
+    placed = {"device": "$torch.device('cpu')"} if job["device"] == "cpu" else {}  # else a bundle may take Apple's GPU
+    workflow = _workflow(job["bundle"], {**placed, **ids, "validate::datalist::section": job["section"]})
     parser = workflow.parser
     trainer, evaluator = (parser.get_parsed_content(f"{name}") for name in ("train::trainer", "validate::evaluator"))
     names = _names(parser.get_parsed_content("validate::dataset").data)
@@ -60,10 +61,10 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
     workflow.run()
     network = parser.get_parsed_content("adapted_network")
     adapter = Path(parser.get_parsed_content("adapter_path"))
-    taker, answers = PictureTaker(evaluator, job["pictures"]), _Answers(evaluator)
+    taker, answers = PictureTaker(evaluator, names, job["pictures"]), _Answers(evaluator)
     evaluator.run()
     if job["pictures"]:
-        taker.save(job["picture_file"], names)
+        taker.save(job["picture_file"])
     metric = evaluator.state.key_metric_name
     counted = summary(network)
     record = {
@@ -205,11 +206,12 @@ def _step_cost(parser: ConfigParser, trainer: Engine, evaluator: Engine) -> dict
         engine.state.output = engine.state.batch = None  # volumes that would count as memory of the step
     network, loss = parser.get_parsed_content("network").train(), parser.get_parsed_content("loss")
     device = torch.device(parser.get_parsed_content("device"))
-    image, label = trainer.prepare_batch(next(iter(parser.get_parsed_content("train::dataloader"))), device)[:2]
+    image, label, *more = trainer.prepare_batch(next(iter(parser.get_parsed_content("train::dataloader"))), device)
+    args, kwargs = more or ((), {})
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, enabled=bool(parser.get_parsed_content("amp"))):
-            return loss(network(image), label)
+            return loss(network(image, *args, **kwargs), label)
 
     cost = measure_step(network, forward, parser.get_parsed_content("optimizer"), repeats=1)
     return {"peak_bytes": cost.peak_bytes, "saved_bytes": cost.saved_bytes, "flops": cost.flops}

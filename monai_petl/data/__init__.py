@@ -16,6 +16,7 @@ from monai_petl.data.classification import (
     require_images,
 )
 from monai_petl.data.datalist import DataError, class_names, few_shot, load_datalist, require_data, split_cases
+from monai_petl.data.feature_cache import FeatureCache, preload_states, weights_digest
 from monai_petl.data.make import make_dataset
 from monai_petl.data.phantom import PHANTOM_CLASSES, make_phantom, make_phantom_dataset
 
@@ -24,6 +25,7 @@ __all__ = [
     "CaseReport",
     "DataError",
     "DatasetReport",
+    "FeatureCache",
     "balancing_weights",
     "check_dataset",
     "check_images",
@@ -37,8 +39,10 @@ __all__ = [
     "make_dataset",
     "make_phantom",
     "make_phantom_dataset",
+    "preload_states",
     "require_data",
     "require_images",
     "split_cases",
     "validate_cases",
+    "weights_digest",
 ]

@@ -1,7 +1,7 @@
 """Ignite handlers that MONAI has not got."""
 
 from monai_petl.handlers.adapter_saver import AdapterSaver
-from monai_petl.handlers.clip import GradientClipping
+from monai_petl.handlers.clip import GradientClipping, GradientNormClipping
 from monai_petl.handlers.probability_table import ProbabilityTable
 from monai_petl.handlers.ranks import for_this_rank
 from monai_petl.handlers.resume import BestMetric, ResumableTraining, require_checkpoint
@@ -10,6 +10,7 @@ __all__ = [
     "AdapterSaver",
     "BestMetric",
     "GradientClipping",
+    "GradientNormClipping",
     "ProbabilityTable",
     "ResumableTraining",
     "for_this_rank",

@@ -6,8 +6,9 @@ import torch
 from ignite.engine import Engine
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
+from torch import nn
 
-__all__ = ["GradientClipping"]
+__all__ = ["GradientClipping", "GradientNormClipping"]
 
 
 class GradientClipping:
@@ -45,8 +46,30 @@ class GradientClipping:
             return
         if engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)
-        parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+        self.clip([parameter for group in engine.optimizer.param_groups for parameter in group["params"]])
+
+    def clip(self, parameters: list[nn.Parameter]) -> None:
+        """Clip the gradients of these parameters in place."""
         torch.nn.utils.clip_grad_value_(parameters, self.clip_value)
+
+
+class GradientNormClipping(GradientClipping):
+    """Shortens the gradient of all parameters together to a norm of ``max_norm``; else as :class:`GradientClipping`.
+
+    Args:
+        max_norm: largest Euclidean norm.
+
+    Raises:
+        ValueError: ``max_norm`` is not positive.
+    """
+
+    def __init__(self, max_norm: float = 1.0) -> None:
+        if max_norm <= 0:
+            raise ValueError(f"max_norm must be positive, got {max_norm}")
+        self.max_norm = max_norm
+
+    def clip(self, parameters: list[nn.Parameter]) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 
 def _steps_now(engine: Trainer) -> bool:

@@ -32,6 +32,7 @@ from monai_petl.methods.targets import (
     backbone_modules,
     transformer_blocks,
     unused_parameters,
+    used_modules,
 )
 
 __all__ = ["BiasOnly", "FullFineTuning", "HeadOnly", "LastBlocks", "NormOnly"]
@@ -183,7 +184,7 @@ def _has(network: nn.Module, name: str) -> bool:
 
 
 def _last_layer(head: nn.Module, name: str) -> nn.Module:
-    layers = [m for _, m in backbone_modules(head) if isinstance(m, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED))]
+    layers = [m for _, m in used_modules(head) if isinstance(m, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED))]
     if not layers:
         raise ValueError(f"the head {name!r} has no linear layer and no convolution that could be replaced")
     return layers[-1]

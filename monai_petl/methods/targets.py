@@ -33,6 +33,7 @@ __all__ = [
     "matches",
     "transformer_blocks",
     "unused_parameters",
+    "used_modules",
     "vision_transformers",
 ]
 
@@ -127,6 +128,12 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As :func:`used_modules`, without side networks: modules whose attribute ``beside_backbone`` is true, and their parts."""
+    beside = tuple(f"{name}." for name, module in network.named_modules() if getattr(module, "beside_backbone", False))
+    return ((name, module) for name, module in used_modules(network) if not f"{name}.".startswith(beside))
+
+
+def used_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Named modules of a network that contribute to its output, without those inside deltas.
 
     Left out are the cross attention that blocks do not use, and what another layer stands in for (a replaced head).
@@ -145,7 +152,7 @@ def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def unused_parameters(network: nn.Module) -> set[str]:
     """Names of parameters that never train: of parts that blocks do not use, and position tables that are no parameters."""
-    used = {name for name, _ in backbone_modules(network)}
+    used = {name for name, _ in used_modules(network)}
     unused = {n for n, _ in network.named_parameters() if n.rpartition(".")[0] not in used}
     for name, module in backbone_modules(network):
         if isinstance(module, PatchEmbeddingBlock) and module.pos_embed_type != "learnable":

@@ -13,14 +13,14 @@ import torch
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
-from monai_petl.networks.vit_parts import headless
+from monai_petl.networks.vit_parts import ViTNetwork, headless
 
 __all__ = ["POOLS", "ViTClassifier"]
 
 POOLS = {"class": 1, "mean": 1, "class_mean": 2}  # how many vectors the head reads
 
 
-class ViTClassifier(nn.Module):
+class ViTClassifier(ViTNetwork):
     """Scores of classes from the final tokens of a vision transformer, 2D or 3D.
 
     All but the head belongs to the backbone: ``adapt(network, [], also_train=["head"])`` is a linear probe.
@@ -42,7 +42,7 @@ class ViTClassifier(nn.Module):
         scores = ViTClassifier(backbone, 3, (224, 224))(torch.rand(2, 3, 224, 224))  # (2, 3)
     """
 
-    HEAD = "head"  # for HeadOnly
+    HEAD = "head"
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ViTClassifier(nn.Module):
         if pool != "mean" and not hasattr(backbone, "cls_token"):
             raise ValueError(f"pool={pool!r} reads the class token, and this ViT has none; use pool='mean'")
         self.pool, self.img_size = pool, tuple(img_size)
-        self.backbone: ViT = backbone
+        self.backbone = backbone
         self.patches = backbone.patch_embedding.position_embeddings.shape[1]
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(POOLS[pool] * backbone.patch_embedding.position_embeddings.shape[2], num_classes)

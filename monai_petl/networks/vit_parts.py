@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import ViT
-from torch import nn
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-__all__ = ["headless"]
+import torch
+from monai.networks.nets import ViT
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_petl.inflation.options import patch_of
+
+__all__ = ["ViTNetwork", "first_tokens", "headless", "resize_positions", "token_grid"]
+
+
+class ViTNetwork(nn.Module):
+    """Base of networks around a transformer.
+
+    Attributes:
+        HEAD: name of the part that :class:`monai_petl.methods.HeadOnly` trains.
+        backbone: the transformer.
+        img_size: pixels or voxels that it was built for.
+    """
+
+    if TYPE_CHECKING:  # TorchScript would try to compile annotations that a class carries
+        HEAD: ClassVar[str]
+        backbone: ViT
+        img_size: tuple[int, ...]
+
+    def backbone_size(self) -> tuple[int, ...]:
+        """Pixels or voxels that the backbone's positions are made for."""
+        return self.img_size
 
 
 def headless(backbone: nn.Module, owner: type[nn.Module]) -> ViT:
@@ -22,3 +49,69 @@ def headless(backbone: nn.Module, owner: type[nn.Module]) -> ViT:
     if hasattr(backbone, "classification_head"):
         del backbone.classification_head
     return backbone
+
+
+def token_grid(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    """Patches along each axis.
+
+    Raises:
+        ValueError: the patches do not divide the size.
+    """
+    if len(size) != len(patch) or any(extent % side for extent, side in zip(size, patch, strict=True)):
+        raise ValueError(
+            f"patches of {tuple(patch)} do not divide an image of {tuple(size)}; crop or pad it, or slide a window of a "
+            "multiple of the patches"
+        )
+    return tuple(extent // side for extent, side in zip(size, patch, strict=True))
+
+
+def first_tokens(
+    vit: ViT, image: Tensor, img_size: Sequence[int], resize_offset: float = 0.0
+) -> tuple[Tensor, tuple[int, ...]]:
+    """What goes into the first block, for images of other sizes than the transformer's too.
+
+    Args:
+        vit: the transformer; where it has a layer ``norm_pre`` (CLIP), the tokens pass it.
+        image: (B, C, *size).
+        img_size: pixels or voxels that the transformer was built for.
+        resize_offset: see :func:`resize_positions`.
+
+    Returns:
+        Tokens (B, 1 + N, hidden size), or (B, N, hidden size) without a class token; and the grid of the N patches.
+    """
+    embedding = vit.patch_embedding
+    patch = patch_of(embedding)
+    grid = token_grid(image.shape[2:], patch)
+    trained = token_grid(img_size, patch)
+    if grid == trained:
+        tokens = embedding(image)
+    else:
+        patches = embedding.patch_embeddings(image)
+        patches = patches.flatten(2).mT if embedding.proj_type == "conv" else patches
+        tokens = embedding.dropout(
+            patches + resize_positions(embedding.position_embeddings, trained, grid, resize_offset)
+        )
+    if hasattr(vit, "cls_token"):
+        tokens = torch.cat((vit.cls_token.expand(tokens.shape[0], -1, -1), tokens), 1)
+    return (vit.norm_pre(tokens) if hasattr(vit, "norm_pre") else tokens), grid
+
+
+def resize_positions(table: Tensor, trained: Sequence[int], grid: Sequence[int], offset: float = 0.0) -> Tensor:
+    """A table of positions (1, N, C) for another grid: bicubic in 2D, trilinear in 3D, without antialiasing.
+
+    Args:
+        table: of the trained grid, class token left out.
+        trained, grid: places along each axis.
+        offset: 0 resizes to the grid's size; with 0.1 the factor is (places + 0.1) / trained places, as in DINO and FPT.
+    """
+    grid = tuple(int(places) for places in grid)  # which are tensors while a network is traced
+    if tuple(trained) == grid:
+        return table
+    if table.shape[1] != math.prod(trained):
+        raise ValueError(f"a table of {table.shape[1]} positions is none of a grid of {tuple(trained)}")
+    mode = "bicubic" if len(grid) == 2 else "trilinear"
+    places = table.mT.unflatten(2, tuple(trained))
+    if not offset:
+        return F.interpolate(places, grid, mode=mode).flatten(2).mT
+    factors = [(g + offset) / t for g, t in zip(grid, trained, strict=True)]
+    return F.interpolate(places, scale_factor=factors, mode=mode).flatten(2).mT

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from monai_petl.inflation.options import patch_of
 from monai_petl.networks.slices import as_slices, as_volume, slices_of
-from monai_petl.networks.vit_parts import headless
+from monai_petl.networks.vit_parts import ViTNetwork, headless
 
 __all__ = ["DECODERS", "LinearDecoder", "TapDecoder", "ViTSegmenter"]
 
@@ -32,7 +32,7 @@ DECODERS = {
 }
 
 
-class ViTSegmenter(nn.Module):
+class ViTSegmenter(ViTNetwork):
     """Label scores of an image from the hidden states ("taps") of a vision transformer.
 
     =====================  ==============  ===================================================
@@ -73,7 +73,7 @@ class ViTSegmenter(nn.Module):
         logits = ViTSegmenter(backbone, 3, (96, 96, 32))(torch.rand(1, 1, 96, 96, 32))  # (1, 3, 96, 96, 32)
     """
 
-    HEAD = "decoder"  # for HeadOnly
+    HEAD = "decoder"
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class ViTSegmenter(nn.Module):
                 )
             grid, patch, in_channels = grid[:-1], patch[:-1], in_channels * patch[-1]
         self.grid = grid
-        self.backbone: ViT = backbone
+        self.backbone = backbone
         hidden_size = backbone.patch_embedding.position_embeddings.shape[2]
         self.decoder: nn.Module
         if decoder == "linear":

@@ -1,4 +1,4 @@
-"""The backbone of a ViTSegmenter or ViTClassifier, and its weights from a 2D checkpoint."""
+"""The backbone of networks around a ``ViT``, and its weights from a 2D checkpoint."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from monai_petl.inflation.attention_bias import RelativePositionBias, add_attent
 from monai_petl.inflation.files import set_eps
 from monai_petl.inflation.options import patch_of
 from monai_petl.inflation.tensor_rules import Mode
-from monai_petl.networks.vit_classifier import ViTClassifier
-from monai_petl.networks.vit_segmenter import ViTSegmenter
+from monai_petl.networks.vit_parts import ViTNetwork
 from monai_petl.switching import backbone_loaded
 
 __all__ = ["load_backbone", "vit_backbone"]
 
-Network = TypeVar("Network", ViTSegmenter, ViTClassifier)
+Network = TypeVar("Network", bound=ViTNetwork)
 
 
 def vit_backbone(
@@ -67,7 +66,7 @@ def load_backbone(network: Network, path: str | os.PathLike | None, inflation: M
     """Put a 2D checkpoint into the backbone, inflated to its dimensions and image size.
 
     Args:
-        network: a ViTSegmenter or ViTClassifier, adapted or not; changed in place.
+        network: a network around a ``ViT`` that it calls ``backbone``, adapted or not; changed in place.
         path: a file or folder that :func:`monai_petl.inflation.read_checkpoint` reads; ``None`` leaves the weights.
         inflation: ``center`` or ``average``.
 
@@ -81,7 +80,11 @@ def load_backbone(network: Network, path: str | os.PathLike | None, inflation: M
     if path is None:
         return network
     given = _settings(network.backbone)
-    depth = network.img_size[-1] // patch_of(network.backbone.patch_embedding)[-1] if len(network.img_size) == 3 else 1
+    depth = (
+        network.backbone_size()[-1] // patch_of(network.backbone.patch_embedding)[-1]
+        if len(network.img_size) == 3
+        else 1
+    )
     converted = convert_checkpoint(path)
     source = converted.architecture
     if not isinstance(source, ViTArchitecture):
@@ -100,7 +103,7 @@ def load_backbone(network: Network, path: str | os.PathLike | None, inflation: M
         network,
         converted,
         inflation,
-        img_size=network.img_size,
+        img_size=network.backbone_size(),
         class_key_bias=bool(given["attention_bias"]) and depth > 1,
     )
     backbone_loaded(network)

@@ -6,11 +6,13 @@ from monai_petl.transforms.channels import ToChannelsd
 from monai_petl.transforms.checks import RequireContentd
 from monai_petl.transforms.class_label import SampleClassLabeld
 from monai_petl.transforms.coordinates import AddCoordinatesd
+from monai_petl.transforms.features import LoadFeaturesd
 from monai_petl.transforms.labels import SelectClassesd
 from monai_petl.transforms.views import RandViewd, StudentTeacherViewsd, ViewAugmentation
 
 __all__ = [
     "AddCoordinatesd",
+    "LoadFeaturesd",
     "RandViewd",
     "RequireContentd",
     "SampleClassLabeld",

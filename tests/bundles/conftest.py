@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from monai_petl.data import make_phantom_dataset
 from tests.bundles.helpers import (
     BUNDLES,
-    CLASSIFIER,
+    CLASSIFIERS,
     INFLATED,
     PUNET,
     SIZE,
@@ -58,7 +58,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data_of(data: Path, images: Path) -> Callable[[Bundle], Path]:
     """The data set that a bundle is for."""
-    return lambda bundle: images if bundle is CLASSIFIER else data
+    return lambda bundle: images if bundle in CLASSIFIERS else data
 
 
 @pytest.fixture(scope="session")

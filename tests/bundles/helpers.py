@@ -135,6 +135,18 @@ AIM = Bundle(
     "checkpoint",
 )
 
+SAN_SIZES = {key: value for key, value in VIT.items() if key != "feature_size"}
+SAN_SIZES |= {"side_size": "tiny", "token_size": [8, 8, 2]}
+SAN_INFERENCE = {**SAN_SIZES, "spacing": list(SPACING), "patch_size": [32, 32, 4], "num_workers": 0}
+SAN_TRAINING = {**SAN_INFERENCE, **SHORT, "slab_size": [32, 32, 4]}
+SIDE_ADAPTER = Bundle(
+    "san_vit_segmentation",
+    {"train": SAN_TRAINING, "evaluate": SAN_TRAINING, "inference": SAN_INFERENCE},
+    {**SAN_SIZES, "patch_size": [32, 32, 4]},
+    (1, 1, 32, 32, 4),
+    "checkpoint",
+)
+
 CLASSES = {**VIT, "token_size": [8, 8], "img_size": [32, 32]}
 del CLASSES["feature_size"]
 CLASSES_INFERENCE = {**CLASSES, "num_workers": 0, "batch_size": 2}
@@ -147,8 +159,21 @@ CLASSIFIER = Bundle(
     "checkpoint",
 )
 
-SEGMENTERS = (PUNET, INFLATED, LORA, VPETL, AIM)
-BUNDLES = (*SEGMENTERS, CLASSIFIER)
+FINE_SIZES = {**CLASSES, "pretrained_size": [32, 32], "img_size": [64, 64], "side_size": [32, 32], "side_width": 24}
+FINE_SIZES |= {"side_heads": 3, "num_prompts": 4}
+FINE_INFERENCE = {**FINE_SIZES, "num_workers": 0, "batch_size": 2}
+FINE_TRAINING = {**FINE_INFERENCE, **SHORT}
+FINE_GRAINED = Bundle(
+    "fpt_vit_classification",
+    {"train": FINE_TRAINING, "evaluate": FINE_TRAINING, "inference": FINE_INFERENCE},
+    {**FINE_SIZES, "num_layers": 2},
+    (1, 3, 64, 64),
+    "checkpoint",
+)
+
+SEGMENTERS = (PUNET, INFLATED, LORA, VPETL, AIM, SIDE_ADAPTER)
+CLASSIFIERS = (CLASSIFIER, FINE_GRAINED)
+BUNDLES = (*SEGMENTERS, *CLASSIFIERS)
 RUNS = [(bundle, config) for bundle in BUNDLES for config in bundle.settings]
 
 

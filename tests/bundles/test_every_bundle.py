@@ -225,13 +225,19 @@ def test_configs_agree_on_network_and_preprocessing(each: Bundle) -> None:
 
 
 def test_images_are_prepared_alike_in_training_and_inference(each: Bundle) -> None:
-    reference = [image_part(step) for step in each.config("inference")["preprocessing"]["transforms"]]
+    reference = steps_of_image(each.config("inference")["preprocessing"]["transforms"])
     for name in networks(each).keys() - {"inference"}:
         flow = ConfigParser(each.config(name))
         flow.resolve_macro_and_relative_ids()
         for section in ("train", "validate"):
-            steps = flow[f"{section}::deterministic_transforms"]
-            assert [image_part(step) for step in steps if "image" in step["keys"]] == reference
+            steps = flow[f"{section}::deterministic_transforms"] + flow[section].get("side_transforms", [])
+            assert steps_of_image(steps) == reference
+
+
+def steps_of_image(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What changes the image; copies of it and features stored of it do not."""
+    beside = ("CopyItemsd", "LoadFeaturesd")
+    return [image_part(s) for s in steps if "image" in s["keys"] and not s["_target_"].endswith(beside)]
 
 
 def image_part(step: dict[str, Any]) -> dict[str, Any]:

@@ -181,6 +181,8 @@ def test_devices(monkeypatch, tmp_path):
     assert find_devices() == ["cuda:0", "cuda:1"]
     with pytest.raises(ValueError, match=r"no cuda:7 here; there is cpu, cuda:0, cuda:1"):
         find_devices("cuda:1,cuda:7")
+    with pytest.raises(ValueError, match="costs on cuda:1, cpu cannot be compared; give GPUs only, or CPUs only"):
+        find_devices("cuda:1,cpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     run(plan(tmp_path, "good", seeds=1), tmp_path, ("cuda:1",))
     assert diary(tmp_path) == ["test_good_all_seed0 6"]

@@ -15,9 +15,10 @@ from fire.parser import DefaultParseValue
 from ignite.engine import Engine
 
 from monai_petl.adapters import inspect_adapter
+from monai_petl.compare.pictures import PictureTaker
 from monai_petl.compare.worker import _Answers, _names, run_job
 from monai_petl.data import make_phantom_dataset
-from tests.bundles.helpers import INFLATED, REPOSITORY, SIZE, SPACING, VIT_TRAINING
+from tests.bundles.helpers import AIM, INFLATED, REPOSITORY, SIZE, SPACING, VIT_TRAINING
 
 LENGTH = {"epochs": 2, "epoch_length": 3}
 
@@ -33,7 +34,15 @@ def job(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict:
     ids = {**VIT_TRAINING, **LENGTH, "method": "lora", "dataset_dir": str(data), "pretrained_path": None, "seed": 0}
     ids |= {"num_labelled": 2, "class_names": ["liver", "spleen"], "cache_rate": 0.0}
     pictures = {"pictures": 2, "picture_file": str(work / "pictures.npz")}
-    return {"bundle": str(INFLATED.path), "ids": ids, "factor": 0.5, "section": "test", "work": str(work), **pictures}
+    return {
+        "bundle": str(INFLATED.path),
+        "ids": ids,
+        "factor": 0.5,
+        "section": "test",
+        "device": "cpu",
+        "work": str(work),
+        **pictures,
+    }
 
 
 def test_a_run_measures_what_it_says(job: dict) -> None:
@@ -70,6 +79,18 @@ def test_a_section_without_cases_is_refused_before_training(job: dict, tmp_path:
     assert not list((tmp_path / "work").rglob("*.pt"))
 
 
+@pytest.mark.parametrize(("count", "kept"), [(0, []), (1, [5]), (3, [1, 5, 8]), (20, list(range(10)))])
+def test_pictured_cases_are_spread_over_all(count: int, kept: list[int], tmp_path: Path) -> None:
+    names = [f"case{i}" for i in range(10)]
+    evaluator = Engine(lambda engine, batch: [{"image": torch.rand(1, 4, 4), "label": i, "pred": i} for i in batch])
+    taker = PictureTaker(evaluator, names, count)
+    evaluator.run([range(4), range(4, 8), range(8, 10)])
+    taker.save(tmp_path / "pictures.npz")
+    with np.load(tmp_path / "pictures.npz") as pictures:
+        assert list(pictures["names"]) == [f"case{i}" for i in kept]
+        assert [int(pictures[f"label_{i}"][0]) for i in range(len(kept))] == kept
+
+
 def test_images_of_the_same_name_are_different_cases() -> None:
     assert _names([{"image": "/d/p0/image.nii.gz"}, {"image": "/d/p1/image.nii.gz"}]) == [
         "p0/image.nii.gz",
@@ -94,7 +115,17 @@ def test_scores_of_images_have_the_balanced_accuracy_as_their_mean() -> None:
 def test_the_command(tmp_path: Path, data: Path) -> None:
     ids = {**VIT_TRAINING, **LENGTH, "dataset_dir": data, "pretrained_path": None}
     del ids["val_interval"]
-    options = {"methods": "head,sorcery", "seeds": 1, "shots": "2", "out": tmp_path / "out", "pictures": 1, **ids}
+    sizes = {"token_size": [8, 8], "patch_size": [32, 32, 4], "slab_size": [32, 32, 4]}
+    arms = {"head": {}, "sorcery": {"method": "sorcery"}, "slices": {"bundle": str(AIM.path), "method": "aim", **sizes}}
+    (tmp_path / "arms.json").write_text(json.dumps(arms), encoding="utf-8")
+    options = {
+        "methods": tmp_path / "arms.json",
+        "seeds": 1,
+        "shots": "2",
+        "out": tmp_path / "out",
+        "pictures": 1,
+        **ids,
+    }
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "monai_petl", "compare", str(INFLATED.path), *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8")
@@ -108,10 +139,12 @@ def test_the_command(tmp_path: Path, data: Path) -> None:
         "results.json",
     }
     stored = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-    assert [run["status"] for run in stored["runs"]] == ["done", "failed"]
+    assert [run["status"] for run in stored["runs"]] == ["done", "failed", "done"]
+    assert stored["runs"][2]["cases"].keys() == stored["runs"][0]["cases"].keys()
+    assert f"--bundle_root {AIM.path}" in stored["runs"][2]["command"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "compare" in page
-    assert page.count('src="data:image/png') == 3
+    assert page.count('src="data:image/png') == 4
 
 
 @pytest.mark.parametrize(
@@ -122,6 +155,8 @@ def test_the_command(tmp_path: Path, data: Path) -> None:
         ([str(INFLATED.path), "--methods", "lora", "--budget", "long"], "--budget takes a time"),
         ([str(INFLATED.path), "--methods", "lora", "--devices", "cuda:99"], "no cuda:99 here"),
         ([str(INFLATED.path), "--methods", "lora", "--epoch", "4"], "has no id 'epoch'; did you mean epochs"),
+        ([str(INFLATED.path), "--methods", "other.json"], "aim_vit_segmentation has no id 'center_slice'"),
+        ([str(INFLATED.path), "--methods", "nowhere.json"], "no bundle at nowhere"),
         ([str(INFLATED.path), "--methods", "lora", "--seed", "4"], "seed: the comparison sets this itself"),
         ([str(INFLATED.path), "--methods", "lora", "--seeds", "2.5"], "one seed; got 1, 1 and 2.5"),
     ],
@@ -130,8 +165,12 @@ def test_a_wrong_argument_is_one_sentence(tmp_path: Path, monkeypatch, capsys, a
     from monai_petl.__main__ import main
 
     monkeypatch.chdir(tmp_path)
+    for name, bundle in (("other", str(AIM.path)), ("nowhere", "nowhere")):
+        arms = {"slices": {"bundle": bundle, "center_slice": False}}
+        Path(f"{name}.json").write_text(json.dumps(arms), encoding="utf-8")
+    before = set(tmp_path.iterdir())
     monkeypatch.setattr(sys, "argv", ["monai_petl", "compare", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
     assert message in str(ended.value)
-    assert not any(tmp_path.iterdir())
+    assert set(tmp_path.iterdir()) == before

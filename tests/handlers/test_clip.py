@@ -9,7 +9,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from monai_petl.handlers import GradientClipping
+from monai_petl.handlers import GradientClipping, GradientNormClipping
 
 
 def run(handlers: list, **options) -> SupervisedTrainer:
@@ -33,6 +33,20 @@ def test_gradients_are_clipped_by_value_before_the_step():
     assert run([]).network.weight.grad.abs().max() > 1
     assert run([GradientClipping(1.0)]).network.weight.grad.abs().max() == 1
     assert run([GradientClipping(0.5)]).network.weight.grad.abs().max() == 0.5
+
+
+def test_the_norm_of_all_gradients_is_clipped():
+    def norm(trainer: SupervisedTrainer) -> torch.Tensor:
+        return torch.stack([p.grad.norm() for p in trainer.network.parameters()]).norm()
+
+    free = run([]).network
+    clipped = run([GradientNormClipping(0.5)]).network
+    assert norm(run([])) > 1
+    torch.testing.assert_close(norm(run([GradientNormClipping(0.5)])), torch.tensor(0.5))
+    ratio = free.weight.grad / free.bias.grad
+    torch.testing.assert_close(clipped.weight.grad / clipped.bias.grad, ratio)
+    with pytest.raises(ValueError, match="max_norm must be positive, got 0"):
+        GradientNormClipping(0)
 
 
 def test_only_the_accumulated_gradient_is_clipped():

@@ -1,0 +1,192 @@
+"""Quality on real data: runs the studies by ``compare`` and writes docs/results.md from what they measured.
+
+    python benchmarks/results.py run brain --data PATH --weights dinov2_vits14.safetensors
+    python benchmarks/results.py run all --data PATH --weights dinov2_vits14.safetensors
+    python benchmarks/results.py page
+
+PATH holds the data sets, a folder each. A study's work lies in ``results/STUDY``, where an interrupted one goes on. What it
+measured goes to ``benchmarks/results/quality/STUDY.json``, without the paths of this machine, and a report that may be shown to
+``docs/reports``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import fire
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from monai.bundle import ConfigWorkflow
+from studies import STUDIES, Study
+
+from monai_petl.compare import Results, compare, markdown_table, write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "benchmarks" / "results" / "quality"
+WEIGHTS = "dinov2_vits14.safetensors"
+
+
+def run(study: str, data: str, weights: str = "", out: str = "results", devices: str | None = None) -> None:
+    """Run a study, or ``all`` of them, publish what was measured, and write the page."""
+    for name in STUDIES if study == "all" else (study,):
+        chosen, folder = _study(name), Path(out).resolve() / name
+        ids: dict[str, Any] = {**chosen.settings, "dataset_dir": str(Path(data).resolve() / chosen.data)}
+        if chosen.weights:
+            ids["pretrained_path"] = str(Path(weights).resolve())
+        if chosen.pretraining:
+            ids["pretrained_path"] = str(_pretrained(chosen, ids, Path(out).resolve() / "pretrained"))
+        methods = folder / "methods.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        methods.write_text(json.dumps(arms(chosen), indent=4) + "\n", encoding="utf-8")
+        compare(
+            str(ROOT / "bundles" / chosen.bundle),
+            str(methods),
+            out=str(folder),
+            seeds=chosen.seeds,
+            budget=chosen.budget,
+            shots=["all" if shots is None else shots for shots in chosen.shots],
+            section=chosen.section,
+            devices=devices,
+            pictures=chosen.pictures,
+            **ids,
+        )
+        publish(name, out)
+    page()
+
+
+def arms(study: Study) -> dict[str, dict[str, Any]]:
+    """The methods of a study, with paths of bundles."""
+    folder = ROOT / "bundles"
+    return {
+        n: {**ids, "bundle": str(folder / ids["bundle"])} if "bundle" in ids else {**ids}
+        for n, ids in study.methods.items()
+    }
+
+
+def publish(study: str, out: str = "results") -> None:
+    """Keep what a finished study measured in the repository."""
+    chosen, folder = _study(study), Path(out).resolve() / study
+    found = Results.load(folder / "results.json")
+    if any(record["status"] != "done" for record in found.records):
+        raise ValueError(f"some runs of {study} failed; see {folder / 'report.html'}, and run it again")
+    local = found.plan["settings"]
+    names = {
+        str(Path(found.plan["bundle"]).parent): "bundles",
+        str(local["dataset_dir"]): f"data/{chosen.data}",
+        str(local["pretrained_path"]): WEIGHTS if chosen.weights else "pretrained/model.pt",
+    }
+    text = json.dumps({"plan": found.plan, "records": found.records, "trials": found.trials})
+    for path, name in names.items():
+        text = text.replace(path, name)
+    public = json.loads(text)
+    for record in (*public["records"], *public["trials"]):
+        record["command"] = record["command"].split(" --ckpt_dir ")[0]  # the rest is where this machine wrote
+    results = Results(public["plan"], public["records"], public["trials"])
+    (RECORDS / f"{study}.json").write_text(_compact(results.to_dict()), encoding="utf-8")
+    if chosen.report:
+        command = f"python benchmarks/results.py run {study} --data data --weights {WEIGHTS}"
+        path = write_report(results, folder, chosen.title, chosen.attribution, command)
+        target = ROOT / "docs" / "reports" / f"{study}.html"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def page() -> None:
+    """Write docs/results.md from its template and what the studies measured."""
+    (ROOT / "docs" / "results.md").write_text(rendered(), encoding="utf-8")
+
+
+def rendered() -> str:
+    """docs/results.md, as the records say."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {
+        "table": lambda name: markdown_table(results(name)),
+        "score": score,
+        "gap": lambda name, first, second, shots: f"{_mean(name, first, shots) - _mean(name, second, shots):.1f}",
+        "ratio": ratio,
+        "advice": lambda name, shots: results(name).advice(shots)["text"],
+        "choices": choices,
+    }
+    return environment.get_template("results.md.j2").render()
+
+
+def results(study: str) -> Results:
+    """What a study measured."""
+    return Results.load(RECORDS / f"{study}.json")
+
+
+def score(study: str, method: str, shots: int | None = None) -> str:
+    """Mean and standard deviation over the seeds, in per cent."""
+    found = _qualities(study, method, shots)
+    return f"{_mean(study, method, shots):.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "")
+
+
+def ratio(study: str, first: str, second: str, cost: str) -> str:
+    """A cost of one method in per cent of that of another."""
+    costs = results(study).summary().groupby("method")[cost].mean()
+    return f"{100 * costs[first] / costs[second]:.0f}"
+
+
+def choices(name: str) -> str:
+    """What was measured to choose a default, as a table."""
+    found = json.loads((RECORDS / "choices.json").read_text(encoding="utf-8"))[name]
+    ruler = " | ".join(["---", *["---:"] * (len(found["columns"]) - 1)])
+    rows = [found["columns"], *(["not run" if cell is None else str(cell) for cell in row] for row in found["rows"])]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"| {ruler} |", *lines[1:]])
+
+
+def _qualities(study: str, method: str, shots: int | None) -> list[float]:
+    runs = results(study).records
+    return [100 * run["quality"] for run in runs if (run["method"], run["shots"]) == (method, shots)]
+
+
+def _mean(study: str, method: str, shots: int | None) -> float:
+    return mean(_qualities(study, method, shots))
+
+
+def _study(name: str) -> Study:
+    if name not in STUDIES:
+        raise ValueError(f"no study {name!r}; there are: {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def _pretrained(study: Study, ids: dict[str, Any], folder: Path) -> Path:
+    """The network that the bundle's pretrain.json makes, made once for all studies of the data."""
+    root = ROOT / "bundles" / study.bundle
+    models = folder / study.data
+    if not (models / "model.pt").is_file():
+        known = json.loads((root / "configs" / "pretrain.json").read_text(encoding="utf-8"))
+        ids = {name: value for name, value in {**ids, **study.pretraining}.items() if name in known}
+        workflow = ConfigWorkflow(
+            config_file=str(root / "configs" / "pretrain.json"),
+            meta_file=str(root / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type="train",
+            bundle_root=str(root),
+            ckpt_dir=str(models),
+            output_dir=str(models / "eval"),
+            **ids,
+        )
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    return models / "model.pt"
+
+
+def _compact(record: dict[str, Any]) -> str:
+    """JSON with a line a run."""
+    finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
+    runs = ",\n".join(json.dumps(run) for run in finite.pop("runs"))
+    return json.dumps(finite, indent=1)[:-2] + f',\n "runs": [\n{runs}\n ]\n}}\n'
+
+
+if __name__ == "__main__":
+    fire.Fire({"run": run, "publish": publish, "page": page})

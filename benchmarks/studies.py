@@ -1,0 +1,278 @@
+"""The studies of docs/results.md: which bundle learns what, by which methods, from how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from monai_petl.methods import PUNET_METHODS
+
+__all__ = ["STUDIES", "Study"]
+
+Ids = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison on real data.
+
+    Args:
+        bundle: name of its folder.
+        data: name of the data set's folder.
+        methods: label -> top-level ids; ``bundle`` is the name of another bundle's folder.
+        settings: top-level ids that all share.
+        shots: numbers of labelled cases; ``None`` for all.
+        seeds: how many.
+        budget: trials of the learning rates, see :func:`monai_petl.compare.compare`.
+        section: of the data list, for the scores.
+        weights: whether the file of pre-trained weights is what trainings start from.
+        pretraining: ids of the bundle's pretrain.json, where trainings start from what that makes.
+        report: whether the report is published; its pictures need ``attribution``.
+        title, attribution, pictures: see :func:`monai_petl.compare.compare`.
+    """
+
+    bundle: str
+    data: str
+    methods: Mapping[str, Ids]
+    settings: Ids
+    shots: tuple[int | None, ...] = (3, None)
+    seeds: int = 3
+    budget: int = 1
+    section: str = "test"
+    weights: bool = True
+    pretraining: Ids = field(default_factory=dict)
+    report: bool = False
+    title: str | None = None
+    attribution: str = ""
+    pictures: int = 0
+
+
+HIPPOCAMPUS_SOURCE = (
+    "Images: Medical Segmentation Decathlon, Task04 Hippocampus (Antonelli et al., Nature Communications 13, 4128, 2022), "
+    "CC BY-SA 4.0; these pictures are under the same licence."
+)
+BUSI_SOURCE = (
+    "Images: breast ultrasound of Baheya Hospital (Al-Dhabyani et al., Data in Brief 28, 104863, 2020), CC BY 4.0."
+)
+VIT_S = {"hidden_size": 384, "mlp_dim": 1536, "num_heads": 6, "num_workers": 0}
+VOLUMES = {
+    "normalisation": "percentile",
+    "epochs": 4,
+    "epoch_length": 25,
+    "cache_rate": 1.0,
+    "affine_prob": 0.0,
+    "lr": 2e-3,
+}
+HIPPOCAMPUS = {"class_names": ["anterior hippocampus", "posterior hippocampus"]}
+BRAIN = {"class_names": ["csf", "cortical grey matter", "white matter", "deep grey matter"]}
+INFLATED = {**VIT_S, **VOLUMES, "token_size": [14, 14, 5], "batch_size": 2, "samples_per_volume": 2, "sw_batch_size": 4}
+SLICED = {**VIT_S, **VOLUMES, "token_size": [14, 14], "batch_size": 1, "samples_per_volume": 2, "sw_batch_size": 1}
+
+
+def window(spacing: list[float], size: list[int]) -> dict[str, Any]:
+    """What the network sees at once: ``size`` voxels of ``spacing`` mm."""
+    return {"spacing": spacing, "patch_size": size, "slab_size": size}
+
+
+FULL = {"method": "full", "backbone_lr": 1e-5}  # layer scale is folded into the weights: Adam's steps must be smaller
+METHODS: dict[str, Ids] = {  # with the better one of two learning rates, which "hippocampus_rates" found
+    "head": {"method": "head"},
+    "lora": {"method": "lora", "delta_lr": 1e-3},
+    "vpetl": {"method": "vpetl", "delta_lr": 1e-3},
+    "ffn_adapter": {"method": "ffn_adapter", "delta_lr": 1e-3},
+    "vpt": {"method": "vpt", "delta_lr": 5e-3},
+    "ssf": {"method": "ssf", "delta_lr": 1e-3},
+    "bias": {"method": "bias", "backbone_lr": 1e-3},
+    "norm": {"method": "norm", "backbone_lr": 5e-3},
+    "last_blocks": {"method": "last_blocks", "backbone_lr": 1e-4},
+    "full": FULL,
+}
+RATES: dict[str, Ids] = {
+    **{
+        f"{method}, {rate:g}": {"method": method, name: rate}
+        for name, rates, methods in (
+            ("delta_lr", (1e-3, 5e-3), ("lora", "vpetl", "ffn_adapter", "vpt", "ssf")),
+            ("backbone_lr", (1e-3, 5e-3), ("bias", "norm")),
+            ("backbone_lr", (1e-5, 1e-4), ("last_blocks",)),
+        )
+        for method in methods
+        for rate in rates
+    }
+}
+AIM: dict[str, Ids] = {
+    "head": METHODS["head"],
+    "lora": METHODS["lora"],
+    "aim": {"method": "aim", "delta_lr": 1e-3},
+    "full": FULL,
+}
+INFLATION: dict[str, Ids] = {
+    "frozen, center": {"method": "head"},
+    "frozen, average": {"method": "head", "inflation": "average"},
+    "full, center": FULL,
+    "full, average": {**FULL, "inflation": "average"},
+    "scratch": {"method": "scratch", "backbone_lr": 5e-4},
+}
+CLASSIFICATION: dict[str, Ids] = {
+    "head": {"method": "head"},
+    "lora": {"method": "lora"},
+    "bias": {"method": "bias"},
+    "full": FULL,
+}
+
+PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
+PUNET: dict[str, Ids] = {  # learning rates chosen on the validation cases of the hippocampus, 10 volumes
+    name: {"method": name, **options}
+    for name, options in {
+        **dict.fromkeys(PUNET_METHODS, PROMPTS),
+        "prompt_bias": {"lr": 2e-2, "prompt_init": "mean"},
+        "head": {"lr": 1e-1},
+        "bias": {"lr": 2e-2},
+        "adapter": {"lr": 5e-3},
+        "decoder": {"lr": 2e-3},
+        "full": {"lr": 5e-4, "prompt_init": "mean"},
+        "full_head": {"lr": 1e-3},
+        "scratch": {"lr": 1e-3},
+    }.items()
+    if name != "lora"
+}
+PUNET_HIPPOCAMPUS = {
+    "base_classes": ["anterior hippocampus"],
+    "spacing": [1.0, 1.0, 1.0],
+    "normalisation": "percentile",
+    "patch_size": [48, 64, 1],
+    "slab_size": [48, 64, 1],
+    "num_workers": 0,
+    "cache_rate": 1.0,
+}
+PUNET_CT = {
+    "base_classes": ["vertebrae", "back_muscle", "gluteus", "hip_bone", "colon"],
+    "spacing": [3.0, 3.0, 3.0],
+    "intensity_window": [-200, 300],
+    "patch_size": [64, 112, 1],
+    "slab_size": [64, 112, 1],
+    "num_workers": 0,
+    "cache_rate": 1.0,
+}
+PRETRAINING = {"cpa_weight": 0.1, "lr_schedule": "one_cycle", "body_lr": 1e-3, "prompt_lr": 5e-3}
+HIPPOCAMPUS_PRETRAINING = {
+    **PRETRAINING,
+    "teacher_size": [48, 64, 1],
+    "student_sizes": [[48, 64, 1], [32, 48, 1]],
+    "batch_size": 2,
+    "epochs": 12,
+    "epoch_length": 150,
+    "val_interval": 2,
+}
+CT_PRETRAINING = {
+    **PRETRAINING,
+    "teacher_size": [64, 112, 1],
+    "student_sizes": [[64, 112, 1], [48, 80, 1]],
+    "batch_size": 1,
+    "samples_per_volume": 4,
+    "epochs": 8,
+    "epoch_length": 75,
+    "val_interval": 99,
+}
+SHORT = {"epochs": 4, "epoch_length": 25}
+TAUGHT_HIPPOCAMPUS = {**PUNET_HIPPOCAMPUS, "new_class": "posterior hippocampus", "batch_size": 2, **SHORT}
+TAUGHT_CT = {**PUNET_CT, "new_class": "kidney", "batch_size": 1, "samples_per_volume": 4, **SHORT}
+
+STUDIES: dict[str, Study] = {
+    "punet_hippocampus": Study(
+        "punet_ct_segmentation",
+        "mr_hippocampus",
+        PUNET,
+        TAUGHT_HIPPOCAMPUS,
+        (3, 10, None),
+        weights=False,
+        pretraining=HIPPOCAMPUS_PRETRAINING,
+    ),
+    "punet_hippocampus_long": Study(
+        "punet_ct_segmentation",
+        "mr_hippocampus",
+        {name: PUNET[name] for name in ("prompt", "full")},
+        {**TAUGHT_HIPPOCAMPUS, "epoch_length": 100},
+        (10,),
+        weights=False,
+        pretraining=HIPPOCAMPUS_PRETRAINING,
+    ),
+    "punet_ct": Study(  # ct_halves: made by prepare_ct_organs.py
+        "punet_ct_segmentation", "ct_halves", PUNET, TAUGHT_CT, (None,), weights=False, pretraining=CT_PRETRAINING
+    ),
+    "inflation_hippocampus": Study(
+        "inflated_vit_segmentation",
+        "mr_hippocampus",
+        INFLATION,
+        {**INFLATED, **HIPPOCAMPUS, **window([0.375, 0.375, 2.0], [112, 154, 5])},
+        (3,),
+        attribution=HIPPOCAMPUS_SOURCE,
+        pictures=3,
+    ),
+    "inflation_brain": Study(
+        "inflated_vit_segmentation",
+        "mr_brain_slab",
+        INFLATION,
+        {**INFLATED, **BRAIN, **window([1.0, 1.0, 2.0], [182, 224, 5])},
+        (3,),
+    ),
+    "hippocampus_rates": Study(
+        "inflated_vit_segmentation",
+        "mr_hippocampus",
+        RATES,
+        {**INFLATED, **HIPPOCAMPUS, **window([0.375, 0.375, 2.0], [112, 154, 5])},
+        (3,),
+        seeds=1,
+        section="validation",
+    ),
+    "hippocampus_methods": Study(
+        "inflated_vit_segmentation",
+        "mr_hippocampus",
+        METHODS,
+        {**INFLATED, **HIPPOCAMPUS, **window([0.375, 0.375, 2.0], [112, 154, 5])},
+        (3,),
+    ),
+    "hippocampus": Study(
+        "inflated_vit_segmentation",
+        "mr_hippocampus",
+        {name: METHODS[name] for name in ("head", "lora", "vpetl", "vpt", "full")},
+        {**INFLATED, **HIPPOCAMPUS, **window([0.375, 0.375, 2.0], [112, 154, 5])},
+        report=True,
+        title="Which method for two parts of the hippocampus?",
+        attribution=HIPPOCAMPUS_SOURCE,
+        pictures=3,
+    ),
+    "brain": Study(
+        "inflated_vit_segmentation",
+        "mr_brain_slab",
+        METHODS,
+        {**INFLATED, **BRAIN, **window([1.5, 1.5, 2.0], [126, 154, 5]), "batch_size": 1},
+    ),
+    "brain_slices": Study(
+        "aim_vit_segmentation",
+        "mr_brain_slab",
+        AIM,
+        {**SLICED, **BRAIN, **window([2.0, 2.0, 2.0], [98, 112, 5])},
+        (3,),
+    ),
+    "busi": Study(
+        "lora_vit_classification",
+        "cls_busi",
+        CLASSIFICATION,
+        {
+            **VIT_S,
+            "img_size": [126, 126],
+            "token_size": [14, 14],
+            "epochs": 4,
+            "epoch_length": 25,
+            "batch_size": 8,
+            "affine_prob": 0.0,
+            "lr": 3e-3,
+        },
+        (10, None),
+        report=True,
+        title="Which method for breast ultrasound?",
+        attribution=BUSI_SOURCE,
+        pictures=6,
+    ),
+}

@@ -1,0 +1,224 @@
+"""Features of a frozen network on disk: computed once for every image, read in training.
+
+A file an image, named after a digest of the image's bytes, so that images of the same name never share one and the same image
+in two sections does. The folder says in ``cache.json`` by which weights and settings its features were made, and is refused
+with others. Files appear whole or not at all: several processes may fill one folder, and an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+__all__ = ["FeatureCache", "preload_states", "weights_digest"]
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "cache.json"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+HEADER = 4096  # bytes of a file besides its tensors, at most
+
+
+class FeatureCache:
+    """A folder of features.
+
+    Args:
+        folder: made when something is written.
+        settings: all that the features depend on besides the image: weights (:func:`weights_digest`), sizes, preprocessing.
+        dtype: of the stored features, a key of ``DTYPES``; ``float16`` is half of ``float32``.
+
+    Raises:
+        ValueError: the folder holds features of other settings, with what differs; there is no such dtype.
+
+    Example::
+
+        cache = FeatureCache("features", {"weights": weights_digest(network.backbone), "img_size": [512, 512]})
+        cache.fill(images, load, lambda batch: dict(zip(("key_states", "value_states"), network.encode(batch))))
+        features = cache.read("benign/scan_1.png")
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any], dtype: str = "float16") -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+        self.folder = Path(folder)
+        self.dtype = DTYPES[dtype]
+        self.settings = json.loads(json.dumps({**settings, "dtype": dtype}))
+        self._check()
+
+    def path(self, image: str | os.PathLike) -> Path:
+        """Where the features of an image are, or go."""
+        return self.folder / f"{_file_digest(image)}.safetensors"
+
+    def read(self, image: str | os.PathLike) -> dict[str, Tensor]:
+        """The features of an image, as they were stored.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: their file is damaged.
+        """
+        path = self.path(image)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.folder} holds no features of {image}; compute them first (preload), or set cache_dir to null"
+            )
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path}, the features of {image}, is damaged: {error}. Delete it and preload again"
+            ) from error
+
+    def missing(self, images: Iterable[str | os.PathLike]) -> list[str]:
+        """Images without features, each content once."""
+        found = {self.path(image): os.fspath(image) for image in images}
+        return [image for path, image in found.items() if not path.is_file()]
+
+    def fill(
+        self,
+        images: Sequence[str | os.PathLike],
+        load: Callable[[str], Tensor],
+        compute: Callable[[Tensor], Mapping[str, Tensor]],
+        batch_size: int = 8,
+        device: torch.device | str = "cpu",
+    ) -> int:
+        """Compute what is missing; returns how many images that were.
+
+        Args:
+            images: files.
+            load: a file as the frozen network takes it, (C, *size).
+            compute: features of a batch (B, C, *size), with B as their first axis.
+            batch_size: images at a time.
+            device: where they are computed.
+
+        Raises:
+            OSError: the disk is too small for what is missing.
+        """
+        wanted = self.missing(images)
+        self._claim()
+        checked = False
+        with tqdm(total=len(wanted), desc="features", disable=None) as bar:
+            for start in range(0, len(wanted), batch_size):
+                names = [name for name in wanted[start : start + batch_size] if not self.path(name).is_file()]
+                bar.update(min(batch_size, len(wanted) - start))
+                if not names:  # another process was faster
+                    continue
+                with torch.no_grad():
+                    batch = torch.stack([load(name) for name in names]).to(device)
+                    features = {name: value.to(self.dtype).cpu() for name, value in compute(batch).items()}
+                if not checked:
+                    self._require_space(len(wanted) - start, features)
+                    checked = True
+                for place, name in enumerate(names):
+                    self._write(self.path(name), {n: value[place].contiguous() for n, value in features.items()})
+        return len(wanted)
+
+    def _write(self, path: Path, features: Mapping[str, Tensor]) -> None:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            save_file(dict(features), partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _require_space(self, count: int, features: Mapping[str, Tensor]) -> None:
+        each = sum(value[0].numel() * value.element_size() for value in features.values()) + HEADER
+        needed, free = count * each, shutil.disk_usage(self.folder).free
+        logger.info("features of %d images: %.1f MB each, %.2f GB", count, each / 1e6, needed / 1e9)
+        if needed > free:
+            raise OSError(
+                f"the features of {count} images need {needed / 1e9:.2f} GB in {self.folder}, where {free / 1e9:.2f} GB are "
+                "free; choose another folder, dtype='float16', a smaller token_ratio, or set cache_dir to null"
+            )
+
+    def _claim(self) -> None:
+        """Say what the features are made by; whoever comes second finds it and compares."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / MANIFEST).is_file():
+            partial = self.folder / f"{MANIFEST}.{os.getpid()}.partial"
+            partial.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
+            partial.replace(self.folder / MANIFEST)
+        self._check()
+
+    def _check(self) -> None:
+        manifest = self.folder / MANIFEST
+        if not manifest.is_file():
+            return
+        there = json.loads(manifest.read_text(encoding="utf-8"))
+        other = [
+            f"{name} ({there.get(name)!r} there, {self.settings.get(name)!r} now)"
+            for name in sorted({*there, *self.settings})
+            if there.get(name) != self.settings.get(name)
+        ]
+        if other:
+            raise ValueError(
+                f"{self.folder} holds features that were made otherwise: {', '.join(other)}. Give another cache_dir, or "
+                "delete it"
+            )
+
+
+class Encoder(Protocol):
+    """A network whose frozen part can be asked alone."""
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, (B, ...) each."""
+
+
+def preload_states(
+    network: Encoder,
+    cache: FeatureCache,
+    images: Sequence[str | os.PathLike],
+    transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    key: str = "source",
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+) -> int:
+    """Fill a cache with keys and values of a frozen transformer; returns how many images were missing.
+
+    Args:
+        network: with a method ``encode``, such as :class:`monai_petl.networks.FPT`.
+        cache: to fill.
+        images: files.
+        transform: from ``{"image": file}`` to a case with what the transformer takes.
+        key: under which that is.
+        batch_size: images at a time.
+        device: of the network.
+    """
+    return cache.fill(
+        images,
+        lambda path: torch.as_tensor(transform({"image": path})[key]),
+        lambda batch: dict(zip(("key_states", "value_states"), network.encode(batch), strict=True)),
+        batch_size,
+        device,
+    )
+
+
+def weights_digest(network: torch.nn.Module) -> str:
+    """A digest of the names and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _file_digest(image: str | os.PathLike) -> str:
+    stat = os.stat(image)
+    return _digest_of(os.fspath(image), stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _digest_of(path: str, changed: int, size: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32]

@@ -1,0 +1,87 @@
+"""The page of results says what the recorded runs say, and every study can be run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import results  # noqa: E402
+from studies import STUDIES  # noqa: E402
+
+pytest.importorskip("pandas")
+
+
+def test_the_page_is_what_the_runs_say():
+    page = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page == results.rendered(), "write it anew: python benchmarks/results.py page"
+
+
+def test_every_study_was_run_and_every_record_is_of_a_study():
+    recorded = {path.stem for path in results.RECORDS.glob("*.json")} - {"choices"}
+    assert recorded == set(STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_record_is_that_of_its_study(name):
+    study, found = STUDIES[name], results.results(name)
+    named = {
+        label: {**ids, "bundle": f"bundles/{ids['bundle']}"} if "bundle" in ids else ids
+        for label, ids in study.methods.items()
+    }
+    assert found.plan["methods"] == json.loads(json.dumps(named))
+    assert found.shots == list(study.shots)
+    settings = {key: found.plan["settings"][key] for key in study.settings}
+    assert settings == json.loads(json.dumps(dict(study.settings)))
+    wanted = {(m, s, seed) for m in study.methods for s in study.shots for seed in range(study.seeds)}
+    assert {(r["method"], r["shots"], r["seed"]) for r in found.records} == wanted
+    assert all(r["status"] == "done" for r in found.records)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_ids_of_a_study_are_those_of_its_bundle(name):
+    study = STUDIES[name]
+    for ids in study.methods.values():
+        parser, bundle = ConfigParser(), ids.get("bundle", study.bundle)
+        parser.read_config(str(REPOSITORY / "bundles" / bundle / "configs" / "train.json"))
+        assert {*study.settings, *ids} - {"bundle"} <= set(parser.get())
+
+
+@pytest.mark.parametrize("path", [results.RECORDS / f"{name}.json" for name in STUDIES], ids=lambda path: path.stem)
+def test_no_path_of_a_machine_is_published(path):
+    text = path.read_text(encoding="utf-8")
+    assert not [word for word in ('"/', " /", "'/", "=/") if word in text]
+
+
+def test_an_unknown_study_is_refused():
+    with pytest.raises(ValueError, match=r"no study 'brains'; there are: .*brain"):
+        results.run("brains", "data")
+
+
+def test_published_runs_say_where_data_lay_by_name_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    results.RECORDS.mkdir()
+    (tmp_path / "docs").mkdir()
+    found = results.Results.load(REPOSITORY / "benchmarks" / "results" / "quality" / "hippocampus.json")
+    text = json.dumps({"plan": found.plan, "runs": found.records[:1], "trials": []})
+    for name, path in (
+        ("bundles/", "/home/me/bundles/"),
+        ("data/", "/mnt/x y/"),
+        (results.WEIGHTS, "/home/me/w.safetensors"),
+    ):
+        text = text.replace(name, path)
+    work = tmp_path / "out" / "hippocampus"
+    (work / "runs").mkdir(parents=True)
+    (work / "results.json").write_text(text, encoding="utf-8")
+    results.publish("hippocampus", str(tmp_path / "out"))
+    for path in (tmp_path / "records" / "hippocampus.json", tmp_path / "docs" / "reports" / "hippocampus.html"):
+        published = path.read_text(encoding="utf-8")
+        assert "/home/me" not in published
+        assert "/mnt/x y" not in published
+        assert "data/mr_hippocampus" in published
