@@ -33,6 +33,8 @@ def run(study: str, data: str, weights: str = "", out: str = "results", devices:
     for name in STUDIES if study == "all" else (study,):
         chosen, folder = _study(name), Path(out).resolve() / name
         ids: dict[str, Any] = {**chosen.settings, "dataset_dir": str(Path(data).resolve() / chosen.data)}
+        if chosen.weights and not weights:
+            raise ValueError(f"{name} starts from pre-trained weights; give the file as --weights (WEIGHTS= with make)")
         if chosen.weights:
             ids["pretrained_path"] = str(Path(weights).resolve())
         if chosen.pretraining:

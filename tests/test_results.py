@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
+pytest.importorskip("pandas")
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import results  # noqa: E402
 from studies import STUDIES  # noqa: E402
-
-pytest.importorskip("pandas")
 
 
 def test_the_page_is_what_the_runs_say():
@@ -61,6 +60,8 @@ def test_no_path_of_a_machine_is_published(path):
 def test_an_unknown_study_is_refused():
     with pytest.raises(ValueError, match=r"no study 'brains'; there are: .*brain"):
         results.run("brains", "data")
+    with pytest.raises(ValueError, match="brain starts from pre-trained weights; give the file as --weights"):
+        results.run("brain", "data")
 
 
 def test_published_runs_say_where_data_lay_by_name_only(tmp_path, monkeypatch):

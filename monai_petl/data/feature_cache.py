@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "cache.json"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+HEADERS = {".mhd", ".hdr"}  # whose voxels are in another file
 HEADER = 4096  # bytes of a file besides its tensors, at most
 
 
@@ -117,13 +118,21 @@ class FeatureCache:
                     continue
                 with torch.no_grad():
                     batch = torch.stack([load(name) for name in names]).to(device)
-                    features = {name: value.to(self.dtype).cpu() for name, value in compute(batch).items()}
+                    features = {name: self._stored(name, value) for name, value in compute(batch).items()}
                 if not checked:
                     self._require_space(len(wanted) - start, features)
                     checked = True
                 for place, name in enumerate(names):
                     self._write(self.path(name), {n: value[place].contiguous() for n, value in features.items()})
         return len(wanted)
+
+    def _stored(self, name: str, value: Tensor) -> Tensor:
+        stored = value.to(self.dtype).cpu()
+        if not stored.isfinite().all() and value.isfinite().all():
+            raise ValueError(
+                f"{name} reach {value.abs().max():.3g}, which {self.settings['dtype']} cannot hold; use bfloat16 or float32"
+            )
+        return stored
 
     def _write(self, path: Path, features: Mapping[str, Tensor]) -> None:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -146,17 +155,25 @@ class FeatureCache:
     def _claim(self) -> None:
         """Say what the features are made by; whoever comes second finds it and compares."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / MANIFEST).is_file():
-            partial = self.folder / f"{MANIFEST}.{os.getpid()}.partial"
-            partial.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
-            partial.replace(self.folder / MANIFEST)
-        self._check()
+        try:
+            with (self.folder / MANIFEST).open("x", encoding="utf-8") as file:
+                file.write(json.dumps(self.settings, indent=1) + "\n")
+        except FileExistsError:
+            self._check()
 
     def _check(self) -> None:
         manifest = self.folder / MANIFEST
         if not manifest.is_file():
+            if any(self.folder.glob("*.safetensors")):
+                raise ValueError(
+                    f"{self.folder} holds features, and no {MANIFEST} that says how they were made; give another folder, or "
+                    "delete it"
+                )
             return
-        there = json.loads(manifest.read_text(encoding="utf-8"))
+        try:
+            there = json.loads(manifest.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{manifest} cannot be read ({error}); delete {self.folder} and preload again") from error
         other = [
             f"{name} ({there.get(name)!r} there, {self.settings.get(name)!r} now)"
             for name in sorted({*there, *self.settings})
@@ -215,6 +232,10 @@ def weights_digest(network: torch.nn.Module) -> str:
 
 
 def _file_digest(image: str | os.PathLike) -> str:
+    if Path(image).is_dir() or Path(image).suffix.lower() in HEADERS:
+        raise ValueError(
+            f"{image} is not an image in one file, by whose content its features could be found; convert it"
+        )
     stat = os.stat(image)
     return _digest_of(os.fspath(image), stat.st_mtime_ns, stat.st_size)
 

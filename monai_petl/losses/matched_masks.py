@@ -76,10 +76,11 @@ class MatchedMaskLoss(nn.Module):
         found = [_classes_in(label[0], self.include_background) for label in target.long()]
         count = self._num_masks(found)
         levels = [input, *input.get("aux_outputs", [])]
-        losses = [
-            self.level(level["pred_logits"].float(), level["pred_masks"].float(), found, count) for level in levels
-        ]
-        return torch.stack(losses).sum()
+        with torch.autocast(target.device.type, enabled=False):  # sums over a large grid overflow in half precision
+            losses = [
+                self.level(level["pred_logits"].float(), level["pred_masks"].float(), found, count) for level in levels
+            ]
+            return torch.stack(losses).sum()
 
     def level(self, logits: Tensor, masks: Tensor, found: Sequence[Pair], count: float) -> Tensor:
         """The loss of one level.
@@ -104,6 +105,8 @@ class MatchedMaskLoss(nn.Module):
 
     @torch.no_grad()
     def _matched(self, logits: Tensor, masks: Tensor, classes: Tensor, regions: Tensor) -> Pair:
+        if not len(classes):
+            return classes, classes
         points = None if self._is_dense(masks) else torch.rand(self.num_points, regions.ndim - 1, device=masks.device)
         predicted, wanted = _sampled(masks, points, masks.shape[1:]), _sampled(regions, points, masks.shape[1:])
         bce = F.softplus(-predicted) @ wanted.mT + F.softplus(predicted) @ (1 - wanted).mT

@@ -131,6 +131,11 @@ class HeadOnly(Method):
             return
         if not isinstance(self.num_classes, int) or self.num_classes < 1:
             raise ValueError(f"num_classes must be a whole number of at least 1, got {self.num_classes!r}")
+        if getattr(network.get_submodule(head), "beside_backbone", False):
+            raise ValueError(
+                f"the classes of a {type(network).__name__} are in more than one layer of its side network; build it for "
+                f"{self.num_classes} classes in place of num_classes"
+            )
         if getattr(network, "deep_supervision", False):
             raise ValueError(
                 f"this {type(network).__name__} has further heads for deep supervision, which would keep their number of "

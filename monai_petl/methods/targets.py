@@ -136,13 +136,16 @@ def backbone_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def used_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Named modules of a network that contribute to its output, without those inside deltas.
 
-    Left out are the cross attention that blocks do not use, and what another layer stands in for (a replaced head).
+    Left out are the cross attention that blocks do not use, what another layer stands in for (a replaced head), and modules
+    whose attribute ``never_used`` a network has set.
     """
     names = {module: name for name, module in network.named_modules()}
     unused = [
         f"{names[layer]}." for layer, delta in deltas_of(network) if delta.active and delta.replacement is not None
     ]
     for name, module in network.named_modules():
+        if getattr(module, "never_used", False):
+            unused.append(f"{name}.")
         if isinstance(module, TransformerBlock) and not module.with_cross_attention:
             unused += [f"{name}.cross_attn.".lstrip("."), f"{name}.norm_cross_attn.".lstrip(".")]
     for name, module in network.named_modules():

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from monai.networks.blocks import TransformerBlock
 from monai.networks.layers import Conv
 from monai.networks.nets import ViT
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from monai_petl.data.feature_cache import weights_digest
 from monai_petl.inflation.files import set_eps
 from monai_petl.inflation.options import patch_of
 from monai_petl.networks.frozen_taps import SCORES, Taps, kept_tokens, read_taps, trained_size
-from monai_petl.networks.vit_parts import ViTNetwork, headless, resize_positions
+from monai_petl.networks.vit_parts import ViTNetwork, headless, resize_positions, side_block, token_grid
 
 __all__ = ["FPT", "FPT_VARIANTS", "Fusion", "SideClassifier"]
 
@@ -181,8 +180,16 @@ class FPT(ViTNetwork):
                 "no gradient enters the backbone of FPT, but some of it is set to train; use adapt(network, [], "
                 "also_train=['side']), or method 'head' in a bundle"
             )
-        if self.side.fusion is not None and (key_states is None or value_states is None):
-            key_states, value_states = self.encode(image if source is None else source)
+        if (key_states is None) != (value_states is None):
+            raise ValueError("key_states and value_states come together; only one of them was given")
+        if self.side.fusion is not None and key_states is None:
+            large = image if source is None else source
+            if tuple(large.shape[2:]) != self.img_size:
+                raise ValueError(
+                    f"the frozen transformer of this network sees images of {self.img_size}, got "
+                    f"{list(large.shape[2:])}; resize them, or give stored features besides"
+                )
+            key_states, value_states = self.encode(large)
         return self.side(self._at_side_size(image), key_states, value_states)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,8 +203,12 @@ class FPT(ViTNetwork):
 
     def encoding(self) -> dict[str, Any]:
         """All that :meth:`encode` depends on besides the image, for :class:`monai_petl.data.FeatureCache`."""
+        patch, vit = patch_of(self.backbone.patch_embedding), self.backbone
         return {
-            "weights": weights_digest(self.backbone),
+            "weights": weights_digest(vit),
+            "patch_size": list(patch),
+            "num_heads": vit.blocks[0].attn.num_heads,
+            "norm_eps": vit.norm.eps,
             "img_size": list(self.img_size),
             "layers": list(self.layers),
             "token_ratio": self.token_ratio,
@@ -302,11 +313,11 @@ class SideClassifier(nn.Module):
         fusion: Fusion | None,
     ) -> None:
         super().__init__()
-        self.trained_grid = tuple(extent // side for extent, side in zip(img_size, patch_size, strict=True))
+        self.trained_grid = token_grid(img_size, patch_size)
         self.patch_embedding = Conv["conv", len(patch_size)](in_channels, width, tuple(patch_size), tuple(patch_size))
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.positions = nn.Parameter(torch.empty(1, 1 + math.prod(self.trained_grid), width))
-        self.blocks = nn.ModuleList(_block(width, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(side_block(width, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
         set_eps(self, EPS)
@@ -341,9 +352,3 @@ class SideClassifier(nn.Module):
         table = resize_positions(self.positions[:, 1:], self.trained_grid, patches.shape[2:], OFFSET)
         cls = (self.cls_token + self.positions[:, :1]).expand(image.shape[0], -1, -1)
         return torch.cat((cls, patches.flatten(2).mT + table), 1)
-
-
-def _block(width: int, num_heads: int) -> TransformerBlock:
-    block = TransformerBlock(width, 4 * width, num_heads, qkv_bias=True, use_flash_attention=True)
-    del block.norm_cross_attn  # never used, but it would count as trained
-    return block

@@ -42,6 +42,8 @@ class Taps:
 
 
 @torch.no_grad()
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
 def read_taps(
     vit: ViT,
     image: Tensor,
@@ -53,6 +55,8 @@ def read_taps(
 ) -> Taps:
     """Run a transformer up to its last tapped block, and keep what is attended most. Nothing is kept for a backward pass.
 
+    It runs in float32 also under autocast: which tokens are kept must not depend on that.
+
     Args:
         vit: the frozen transformer, with a class token.
         image: (B, C, *size). What does not fill a patch is left out.
@@ -62,7 +66,7 @@ def read_taps(
         score: a key of :data:`SCORES`.
         resize_offset: see :func:`monai_petl.networks.vit_parts.resize_positions`.
     """
-    patch = patch_of(vit.patch_embedding)
+    patch, image = patch_of(vit.patch_embedding), image.float()
     size = [extent // side * side for extent, side in zip(image.shape[2:], patch, strict=True)]
     for axis, extent in enumerate(size, 2):
         image = image.narrow(axis, 0, extent)

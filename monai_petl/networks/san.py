@@ -117,6 +117,10 @@ class SAN(ViTNetwork):
             )
         if mode == "class_queries" and num_queries not in (None, out_channels):
             raise ValueError(f"mode='class_queries' has a query for each of {out_channels} classes, not {num_queries}")
+        if num_queries is not None and num_queries < 1:
+            raise ValueError(f"num_queries must be positive, got {num_queries}")
+        if pixel_upsample is not None and pixel_upsample < 0:
+            raise ValueError(f"pixel_upsample counts stages, 0 or more; got {pixel_upsample}")
         patch = patch_of(backbone.patch_embedding)
         self.img_size, self.mode, self.deep_supervision = tuple(img_size), mode, deep_supervision
         self.backbone_scale = backbone_scale
@@ -129,7 +133,10 @@ class SAN(ViTNetwork):
         count = num_queries or (min(max(4 * (out_channels + 1), 32), 100) if matched else out_channels)
         hidden_size = backbone.patch_embedding.position_embeddings.shape[2]
         reader = None
-        if recognition:
+        if not recognition:
+            for unused in (*backbone.blocks[-(len(backbone.blocks) // 4) :], backbone.norm):
+                unused.never_used = True  # so that no method trains what no gradient reaches
+        else:
             projection = getattr(backbone, "projection", None)
             out_size = hidden_size if projection is None else projection.out_features
             reader = Recognition(hidden_size, count, out_channels + matched, start, out_size)
@@ -228,7 +235,7 @@ class SAN(ViTNetwork):
         return self._scaled(self.img_size)
 
     def _scaled(self, size: Sequence[int]) -> tuple[int, ...]:
-        return tuple(int(extent * self.backbone_scale) for extent in size)
+        return tuple(round(extent * self.backbone_scale) for extent in size)
 
 
 def semantic_scores(pred_logits: Tensor, pred_masks: Tensor, size: Sequence[int]) -> Tensor:

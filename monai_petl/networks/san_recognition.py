@@ -101,7 +101,7 @@ def _read(block: TransformerBlock, tokens: Tensor, start: Tensor, bias: Tensor, 
     attention = block.attn
     _, keys, values = _heads(attention, block.norm1(tokens))
     q, own_key, own_value = _heads(attention, block.norm1(start))  # (B, heads, N, channels of a head)
-    own_bias, patch_bias = _class_bias(attention, tokens.shape[1])
+    own_bias, patch_bias = _class_bias(attention)
     seen = (q @ keys[:, :, leading:].mT) * attention.scale + bias + patch_bias
     itself = (q * own_key).sum(-1, keepdim=True) * attention.scale + own_bias
     weights = torch.cat((seen, itself), -1).softmax(-1)  # (B, heads, N, P + 1)
@@ -119,7 +119,7 @@ def _heads(attention: SABlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _class_bias(attention: SABlock, count: int) -> tuple[Tensor | float, Tensor | float]:
+def _class_bias(attention: SABlock) -> tuple[Tensor | float, Tensor | float]:
     """What the transformer adds to the class token's logits: on itself, and on the patches."""
     hook = attention.rel_positional_embedding
     if isinstance(hook, ClassKeyBias):

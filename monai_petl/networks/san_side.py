@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.networks.blocks import Convolution, TransformerBlock, UpSample
+from monai.networks.blocks import Convolution, UpSample
 from monai.networks.layers import Conv
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_petl.inflation.files import set_eps
 from monai_petl.networks.san_recognition import Recognition
-from monai_petl.networks.vit_parts import resize_positions, token_grid
+from monai_petl.networks.vit_parts import resize_positions, side_block, token_grid
 
 __all__ = ["Level", "MaskHeads", "PixelUpsample", "SideNetwork"]
 
@@ -92,7 +92,7 @@ class SideNetwork(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, math.prod(self.trained_grid), width))
         self.queries = nn.Parameter(0.02 * torch.randn(1, num_queries, width))
         self.query_positions = nn.Parameter(0.02 * torch.randn(1, num_queries, width))
-        self.blocks = nn.ModuleList(_block(width, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(side_block(width, num_heads) for _ in range(depth))
         self.fusions = nn.ModuleList(_fusion(hidden_size, width) for _ in range(4))
         upsample = (
             PixelUpsample(in_channels, head_dim, img_size, self.trained_grid, pixel_upsample)
@@ -114,7 +114,7 @@ class SideNetwork(nn.Module):
             What they say, the last block first.
         """
         patches = self.patch_embedding(image)
-        grid = tuple(patches.shape[2:])
+        grid = token_grid(image.shape[2:], self.patch_size)
         positions = torch.cat((self.query_positions, resize_positions(self.positions, self.trained_grid, grid)), 1)
         tokens = torch.cat((self.queries.expand(image.shape[0], -1, -1), patches.flatten(2).mT), 1) + positions
         tokens = self._fused(tokens, 0, states, grid)
@@ -260,17 +260,6 @@ class PixelUpsample(nn.Module):
         """The image as the stem sees it, at the grid's resolution."""
         seen = self.stem(image)
         return seen if seen.shape[2:] == tuple(size) else F.interpolate(seen, tuple(size), mode="area")
-
-
-def _block(width: int, num_heads: int) -> TransformerBlock:
-    block = TransformerBlock(width, 4 * width, num_heads, qkv_bias=True, use_flash_attention=True)
-    del block.norm_cross_attn  # never used, but it would count as trained
-    for layer in block.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    return block
 
 
 def _fusion(hidden_size: int, width: int) -> nn.Sequential:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from monai.networks.blocks import TransformerBlock
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_petl.inflation.options import patch_of
 
-__all__ = ["ViTNetwork", "first_tokens", "headless", "resize_positions", "token_grid"]
+__all__ = ["ViTNetwork", "first_tokens", "headless", "resize_positions", "side_block", "token_grid"]
 
 
 class ViTNetwork(nn.Module):
@@ -49,6 +50,18 @@ def headless(backbone: nn.Module, owner: type[nn.Module]) -> ViT:
     if hasattr(backbone, "classification_head"):
         del backbone.classification_head
     return backbone
+
+
+def side_block(width: int, num_heads: int) -> TransformerBlock:
+    """A block of a side network, whose linear layers start at a deviation of 0.02."""
+    block = TransformerBlock(width, 4 * width, num_heads, qkv_bias=True, use_flash_attention=True)
+    del block.norm_cross_attn  # never used, but it would count as trained
+    for layer in block.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return block
 
 
 def token_grid(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:

@@ -150,6 +150,33 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, i
     assert not list(cache.folder.glob("*.safetensors"))
 
 
+def test_features_without_their_settings_are_refused(tmp_path, images) -> None:
+    cache = FeatureCache(tmp_path / "features", SETTINGS)
+    cache.fill(images, load, compute)
+    (cache.folder / "cache.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cache.json cannot be read .* preload again"):
+        FeatureCache(tmp_path / "features", SETTINGS)
+    (cache.folder / "cache.json").unlink()
+    with pytest.raises(ValueError, match=r"holds features, and no cache.json that says how they were made"):
+        FeatureCache(tmp_path / "features", {"weights": "other"})
+
+
+def test_values_that_half_precision_cannot_hold_are_refused(tmp_path, images) -> None:
+    def large(batch: Tensor) -> dict[str, Tensor]:
+        return {"states": torch.full((len(batch), 2), 1e5)}
+
+    with pytest.raises(ValueError, match=r"states reach 1e\+05, which float16 cannot hold; use bfloat16 or float32"):
+        FeatureCache(tmp_path / "half", SETTINGS).fill(images, load, large)
+    assert FeatureCache(tmp_path / "brain", SETTINGS, "bfloat16").fill(images, load, large) == 4
+
+
+def test_images_of_several_files_are_refused(tmp_path) -> None:
+    (tmp_path / "scan.mhd").write_text("ElementDataFile = scan.raw", encoding="utf-8")
+    for path in (tmp_path / "scan.mhd", tmp_path):
+        with pytest.raises(ValueError, match="is not an image in one file"):
+            FeatureCache(tmp_path / "features", SETTINGS).path(path)
+
+
 def test_a_damaged_file_is_named(tmp_path, images) -> None:
     cache = FeatureCache(tmp_path / "features", SETTINGS)
     cache.fill(images, load, compute)

@@ -73,9 +73,10 @@ def test_levels_count_alike() -> None:
     torch.testing.assert_close(MatchedMaskLoss()(given, label), alone[0] + alone[1])
 
 
-def test_an_image_without_targets_has_no_mask_terms() -> None:
+@pytest.mark.parametrize("dense", [48**3, 0])
+def test_an_image_without_targets_has_no_mask_terms(dense) -> None:
     given = prediction(aux=1)
-    loss = MatchedMaskLoss(include_background=False)(given, torch.zeros(2, 1, 8, 8))
+    loss = MatchedMaskLoss(include_background=False, dense=dense)(given, torch.zeros(2, 1, 8, 8))
     loss.backward()
     no_object = torch.full((10,), 3)
     ce = [F.cross_entropy(level["pred_logits"].flatten(0, 1), no_object) for level in (given, *given["aux_outputs"])]
@@ -112,6 +113,14 @@ def test_random_points_tend_to_the_dense_grid(grid) -> None:
 def _found(label: Tensor) -> tuple[Tensor, Tensor]:
     classes = label[0, 0].unique()
     return classes, torch.stack([(label[0, 0] == c).float() for c in classes])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_changes_nothing(dtype) -> None:
+    given, label = prediction(batch=1, grid=(320, 320)), labels(1, 320, 320)
+    wanted = MatchedMaskLoss()(given, label)
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(MatchedMaskLoss()(given, label), wanted)
 
 
 def test_uncertain_points_lie_where_masks_are_undecided() -> None:

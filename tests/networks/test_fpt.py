@@ -289,6 +289,18 @@ def test_stored_features_give_the_same_scores() -> None:
     assert (half - wanted).abs().max() <= 0.01 * (wanted.max() - wanted.min())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_keeps_the_same_tokens(dtype) -> None:
+    network, given = fpt().eval(), noise(2, 3, 96, 96)
+    wanted, scores = network.taps(given), network(given)
+    with torch.autocast("cpu", dtype):
+        found = network.taps(given)
+        rough = network(given)
+    assert torch.equal(found.index, wanted.index)
+    assert torch.equal(found.keys, wanted.keys)
+    assert (rough - scores).abs().max() < 0.05 * (scores.max() - scores.min())
+
+
 def test_prompts_are_dropped_after_every_block() -> None:
     network, given, inside, outside = fpt(), noise(2, 3, 96, 96), [], []
     for block in network.side.blocks:
@@ -400,7 +412,14 @@ def test_an_inflated_volume_is_scored_with_its_bias() -> None:
         (lambda: fpt(token_ratio=0), ValueError, "token_ratio must be above 0 and at most 1, got 0"),
         (lambda: fpt(layers=[2, 1]), ValueError, r"ascending numbers of blocks, 0 to 3; got \[2, 1\]"),
         (lambda: fpt(layers=[4]), ValueError, r"0 to 3; got \[4\]"),
-        (lambda: fpt()(noise(1, 3, 64, 64)), ValueError, r"images of \(96, 96\), or of \(32, 32\) beside stored"),
+        (lambda: fpt()(noise(1, 3, 64, 64)), ValueError, r"sees images of \(96, 96\), got \[64, 64\]"),
+        (lambda: fpt()(noise(1, 3, 32, 32)), ValueError, "or give stored features besides"),
+        (lambda: fpt()(noise(1, 3, 32, 32), noise(1, 2, 3, 7, 16)), ValueError, "come together; only one"),
+        (
+            lambda: fpt()(noise(1, 3, 64, 64), *[noise(1, 2, 3, 7, 16)] * 2),
+            ValueError,
+            r"images of \(96, 96\), or of \(32, 32\) beside stored",
+        ),
         (
             lambda: mp.adapt(FPT(vit(), 3, (96, 96), **SMALL), mp.methods.LoRA()).train()(noise(1, 3, 96, 96)),
             ValueError,

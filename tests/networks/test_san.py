@@ -390,6 +390,24 @@ def test_without_recognition_the_deeper_blocks_do_not_run() -> None:
     assert network.side.heads.bias is None
 
 
+@pytest.mark.parametrize("method", [mp.methods.LoRA(), mp.methods.FullFineTuning(), mp.methods.BiasOnly()], ids=str)
+@pytest.mark.parametrize("recognition", [True, False])
+def test_methods_in_the_backbone_train_what_a_gradient_reaches(method, recognition) -> None:
+    network = san(recognition=recognition)
+    mp.adapt(network, method, also_train=() if isinstance(method, mp.methods.FullFineTuning) else ["side"])
+    network.train()(noise(1, 1, 32, 32, 32)).square().mean().backward()
+    assert not [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert any(name.startswith("backbone.") for name, p in network.named_parameters() if p.requires_grad)
+    beside = [name for name, p in network.side.named_parameters() if "deltas" in name]
+    assert not beside
+
+
+def test_another_number_of_classes_needs_another_network() -> None:
+    with pytest.raises(ValueError, match="in more than one layer of its side network; build it for 5 classes"):
+        mp.adapt(san(), mp.methods.HeadOnly(num_classes=5))
+    assert mp.summary(mp.adapt(san(), mp.methods.HeadOnly())).trainable == mp.summary(adapted()).trainable
+
+
 def test_parameters_of_the_reference_setting() -> None:
     vit = ViT(3, (320, 320), (16, 16), spatial_dims=2, classification=True, qkv_bias=True)
     options = {
@@ -468,6 +486,15 @@ def test_a_checkpointed_side_network_is_the_same_and_keeps_less() -> None:
     assert found[1][1] < 0.7 * found[0][1]
 
 
+@pytest.mark.parametrize("mode", ["class_queries", "matched"])
+def test_mixed_precision(mode) -> None:
+    network, given = adapted(mode=mode).eval(), noise(1, 1, 32, 32, 32)
+    wanted = network(given)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(given)
+    assert (found.float() - wanted).abs().max() < 0.1 * (wanted.max() - wanted.min())
+
+
 def test_a_larger_volume_by_windows() -> None:
     network, volume = san().eval(), noise(1, 1, 40, 48, 36)
     with torch.no_grad():
@@ -540,6 +567,13 @@ def test_a_backbone_without_a_class_token(start) -> None:
         ),
         (lambda: san(mode="matched", recognition=False), ValueError, "mode='matched' needs recognition"),
         (lambda: san(num_queries=7), ValueError, "a query for each of 3 classes, not 7"),
+        (lambda: san(mode="matched", num_queries=-3), ValueError, "num_queries must be positive, got -3"),
+        (lambda: san(pixel_upsample=-1), ValueError, "pixel_upsample counts stages, 0 or more; got -1"),
+        (
+            lambda: san((48, 48), (16, 16), side_patch=(12, 12))(noise(1, 1, 80, 80)),
+            ValueError,
+            r"patches of \(12, 12\) do not divide an image of \(80, 80\)",
+        ),
         (lambda: san(side_depth=2), ValueError, "at least 3 blocks"),
     ],
 )
