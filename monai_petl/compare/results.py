@@ -29,6 +29,9 @@ class Results:
         plan: the plan, as in plan.json.
         records: of the scored runs; see :data:`COLUMNS`, with ``cases``, ``curve``, ``command``, ``rates`` and ``versions``.
         trials: records of the learning rates that were tried.
+
+    Raises:
+        ValueError: the runs are scored by different metrics.
     """
 
     def __init__(
@@ -39,7 +42,13 @@ class Results:
         self.trials = list(trials)
         self.methods = list(plan["methods"])
         self.shots: list[int | None] = list(plan["shots"])
-        metric = next((r["metric"] for r in self.records if r.get("metric")), "quality")
+        by_metric = {r["metric"]: r["method"] for r in reversed(self.records) if r.get("metric")}
+        if len(by_metric) > 1:
+            scored = ", ".join(f"{method} by {name}" for name, method in by_metric.items())
+            raise ValueError(
+                f"methods of different tasks cannot be compared: {scored}; take bundles that share a key metric"
+            )
+        metric = next(iter(by_metric), "quality")
         self.metric = metric.removeprefix("val_").replace("_", " ")
 
     def runs(self) -> pd.DataFrame:

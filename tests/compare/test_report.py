@@ -200,6 +200,13 @@ def test_names_are_not_typeset(tmp_path):
         assert report_of(results, tmp_path).count(name.replace("\\", "\\")) > 4
 
 
+def test_methods_of_different_tasks_are_refused(tmp_path):
+    one = results_of(tmp_path, "good", "cheap", seeds=1)
+    records = [{**record, "metric": f"val_{record['method']}"} for record in one.records]
+    with pytest.raises(ValueError, match=r"of different tasks cannot be compared: .*good by val_good"):
+        Results(one.plan, records)
+
+
 def test_results_are_json_also_where_a_score_is_none(tmp_path):
     one = results_of(tmp_path, "good", seeds=1)
     Results(one.plan, [{**one.records[0], "quality": math.nan, "curve": [math.nan]}]).save(tmp_path)
