@@ -321,13 +321,10 @@ class SideClassifier(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
         set_eps(self, EPS)
-        for parameter in (self.cls_token, self.positions):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        for weight in (self.cls_token, self.positions, self.patch_embedding.weight, self.head.weight):
+            nn.init.trunc_normal_(weight, std=0.02)
+        for bias in (self.patch_embedding.bias, self.head.bias):
+            nn.init.zeros_(bias)
         self.fusion = fusion
 
     def forward(self, image: Tensor, key_states: Tensor | None = None, value_states: Tensor | None = None) -> Tensor:

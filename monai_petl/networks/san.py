@@ -111,14 +111,7 @@ class SAN(ViTNetwork):
         for name, value, known in (("mode", mode, MODES), ("size", size, SAN_WIDTHS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-        if mode == "matched" and not recognition:
-            raise ValueError(
-                "mode='matched' needs recognition, which tells what a mask holds; use mode='class_queries'"
-            )
-        if mode == "class_queries" and num_queries not in (None, out_channels):
-            raise ValueError(f"mode='class_queries' has a query for each of {out_channels} classes, not {num_queries}")
-        if num_queries is not None and num_queries < 1:
-            raise ValueError(f"num_queries must be positive, got {num_queries}")
+        _check_queries(mode, out_channels, num_queries, recognition)
         if pixel_upsample is not None and pixel_upsample < 0:
             raise ValueError(f"pixel_upsample counts stages, 0 or more; got {pixel_upsample}")
         patch = patch_of(backbone.patch_embedding)
@@ -132,11 +125,10 @@ class SAN(ViTNetwork):
         matched = mode == "matched"
         count = num_queries or (min(max(4 * (out_channels + 1), 32), 100) if matched else out_channels)
         hidden_size = backbone.patch_embedding.position_embeddings.shape[2]
+        for part in (*backbone.blocks[-(len(backbone.blocks) // 4) :], backbone.norm):
+            part.never_used = not recognition  # so that no method trains what no gradient reaches
         reader = None
-        if not recognition:
-            for unused in (*backbone.blocks[-(len(backbone.blocks) // 4) :], backbone.norm):
-                unused.never_used = True  # so that no method trains what no gradient reaches
-        else:
+        if recognition:
             projection = getattr(backbone, "projection", None)
             out_size = hidden_size if projection is None else projection.out_features
             reader = Recognition(hidden_size, count, out_channels + matched, start, out_size)
@@ -236,6 +228,15 @@ class SAN(ViTNetwork):
 
     def _scaled(self, size: Sequence[int]) -> tuple[int, ...]:
         return tuple(round(extent * self.backbone_scale) for extent in size)
+
+
+def _check_queries(mode: str, out_channels: int, num_queries: int | None, recognition: bool) -> None:
+    if mode == "matched" and not recognition:
+        raise ValueError("mode='matched' needs recognition, which tells what a mask holds; use mode='class_queries'")
+    if mode == "class_queries" and num_queries not in (None, out_channels):
+        raise ValueError(f"mode='class_queries' has a query for each of {out_channels} classes, not {num_queries}")
+    if num_queries is not None and num_queries < 1:
+        raise ValueError(f"num_queries must be positive, got {num_queries}")
 
 
 def semantic_scores(pred_logits: Tensor, pred_masks: Tensor, size: Sequence[int]) -> Tensor:
