@@ -6,7 +6,7 @@ from monai_petl.compare.report import write_report
 from monai_petl.compare.results import Results
 from monai_petl.compare.run import compare, run_plan
 from monai_petl.compare.schedule import Schedule, find_devices
-from monai_petl.compare.statistics import Difference, paired_difference, pareto_front
+from monai_petl.compare.statistics import Difference, efficiency, paired_difference, pareto_front
 
 __all__ = [
     "Difference",
@@ -15,6 +15,7 @@ __all__ = [
     "Results",
     "Schedule",
     "compare",
+    "efficiency",
     "find_devices",
     "markdown_table",
     "paired_difference",

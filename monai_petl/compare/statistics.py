@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["Difference", "paired_difference", "pareto_front"]
+__all__ = ["Difference", "efficiency", "paired_difference", "pareto_front"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,21 @@ def pareto_front(cost: Sequence[float], quality: Sequence[float]) -> list[bool]:
     no_worse = (c[None] <= c[:, None]) & (q[None] >= q[:, None]) & finite[None]
     better = (c[None] < c[:, None]) | (q[None] > q[:, None])
     return list(finite & ~(no_worse & better).any(1))
+
+
+def efficiency(score: float, share: float) -> float:
+    """A score discounted by what it costs: score exp(-log10(share + 1)); the factor is 0.74 for the whole of the cost.
+
+    With the share of trained parameters this is the performance-parameter efficiency (PPE), with the share of memory the
+    performance-memory efficiency (PME) of X. He et al. (arXiv:2210.04428), as FPT+ uses them (arXiv:2408.02426).
+
+    Args:
+        score: in any unit.
+        share: of full fine-tuning's cost, 0 to 1.
+
+    Raises:
+        ValueError: the share is negative.
+    """
+    if share < 0:
+        raise ValueError(f"share must be at least 0, got {share}")
+    return score * math.exp(-math.log10(share + 1))

@@ -190,7 +190,7 @@ class FPT(ViTNetwork):
                     f"{list(large.shape[2:])}; resize them, or give stored features besides"
                 )
             key_states, value_states = self.encode(large)
-        return self.side(self._at_side_size(image), key_states, value_states)
+        return self.side(self.at_side_size(image), key_states, value_states)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the important tokens of all tapped blocks, (B, L, heads, M, channels of a head) each."""
@@ -224,7 +224,8 @@ class FPT(ViTNetwork):
         tokens = 1 + math.prod(extent // side for extent, side in zip(self.img_size, patch, strict=True))
         return len(self.layers), attention.num_heads, kept_tokens(tokens, self.token_ratio), attention.dim_head
 
-    def _at_side_size(self, image: Tensor) -> Tensor:
+    def at_side_size(self, image: Tensor) -> Tensor:
+        """The image as the side network sees it, (B, C, *side_size)."""
         if tuple(image.shape[2:]) == self.side_size:
             return image
         if tuple(image.shape[2:]) != self.img_size:

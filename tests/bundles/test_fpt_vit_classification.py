@@ -132,3 +132,40 @@ def test_the_ids_of_preload_are_those_of_training() -> None:
         if not step["_target_"].endswith("LoadFeaturesd")
     ]
     assert steps == wanted
+
+
+def test_stored_features_need_no_transformer_on_the_device(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    weights = {"pretrained_path": str(checkpoint)}
+    for options in ({}, {"cache_dir": str(tmp_path / "features")}):
+        flow = FINE_GRAINED.workflow("train", tmp_path, images, **weights, **options)
+        flow.initialize()
+        whole = parsed(flow, "adapted_network")
+        assert parsed(flow, "network") is (whole.side if options else whole)
+
+
+def test_the_learning_rate_falls_by_half_a_cosine(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    flow = FINE_GRAINED.workflow(
+        "train", tmp_path, images, pretrained_path=str(checkpoint), epochs=20, epoch_length=5, lr=2e-4
+    )
+    flow.initialize()
+    optimizer, schedule = parsed(flow, "optimizer"), parsed(flow, "lr_scheduler")
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(2e-4)
+    assert rates[50] == pytest.approx(1e-4)
+    assert 0 < rates[99] < 2e-6
+    assert all(group["weight_decay"] == 0.1 for group in optimizer.param_groups)
+
+
+def test_class_weights_count_in_the_loss(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    scores, label = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
+    losses = {}
+    for weights in (None, [1.0, 3.0]):
+        flow = FINE_GRAINED.workflow("train", tmp_path, images, pretrained_path=str(checkpoint), class_weights=weights)
+        losses[str(weights)] = float(parsed(flow, "loss")(scores, label))
+    right, wrong = torch.nn.functional.cross_entropy(scores, label, reduction="none").tolist()
+    assert losses["None"] == pytest.approx((right + wrong) / 2)
+    assert losses["[1.0, 3.0]"] == pytest.approx((right + 3 * wrong) / 4)

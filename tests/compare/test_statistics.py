@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monai_petl.compare import paired_difference, pareto_front
+from monai_petl.compare import efficiency, paired_difference, pareto_front
 
 
 def scores(level: float, noise: float, seeds: int = 3, cases: int = 40, stream: int = 0) -> dict[int, dict[str, float]]:
@@ -102,3 +102,25 @@ def test_a_point_is_on_the_front_unless_another_beats_it(points):
     ]
     assert pareto_front(costs, qualities) == expected
     assert any(expected)
+
+
+@pytest.mark.parametrize(
+    ("area", "parameters", "memory", "by_parameters", "by_memory"),
+    [
+        (88.82, 1.0, 1.0, 65.73, 65.73),
+        (83.68, 0.0017, 0.8899, 83.62, 63.47),
+        (84.14, 0.0203, 0.8371, 83.41, 64.61),
+        (85.94, 0.0068, 0.9067, 85.69, 64.93),
+        (86.40, 0.0181, 0.0789, 85.73, 83.60),
+        (87.12, 0.0103, 0.0318, 86.73, 85.94),
+    ],
+    ids=["full fine-tuning", "prompt tuning", "adapter", "LoRA", "FPT", "FPT+"],
+)
+def test_scores_are_discounted_as_in_the_paper_on_fpt_plus(area, parameters, memory, by_parameters, by_memory):
+    assert efficiency(area, parameters) == pytest.approx(by_parameters, abs=0.011)
+    assert efficiency(area, memory) == pytest.approx(by_memory, abs=0.011)
+
+
+def test_a_negative_share_is_refused():
+    with pytest.raises(ValueError, match="share must be at least 0, got -0.1"):
+        efficiency(0.8, -0.1)
