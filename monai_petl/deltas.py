@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -53,6 +53,9 @@ class Delta(nn.Module):
 
     def reset(self, layer: nn.Module) -> None:
         """Begin anew from the layer's weights, which were loaded after the delta was added."""
+
+    def resize(self, trained: Sequence[int], grid: Sequence[int]) -> None:
+        """Interpolate what is kept by position, when a transformer is changed from one grid of patches to another."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The new output, from the layer's input and output (not changed in place)."""

@@ -4,6 +4,7 @@ from monai_petl.methods.aim import AIM
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.by_name import METHODS, adapt_by_name, method_by_name, parameter_groups
 from monai_petl.methods.class_head import ClassHead
+from monai_petl.methods.ept import EPT, EPT_FORMS, attention_gates, collapse_prompts
 from monai_petl.methods.ffn_adapter import FFNAdapter
 from monai_petl.methods.lora import LoRA
 from monai_petl.methods.peft_files import export_peft, import_peft
@@ -17,6 +18,8 @@ from monai_petl.methods.vpt import VPT
 
 __all__ = [
     "AIM",
+    "EPT",
+    "EPT_FORMS",
     "METHODS",
     "PRESETS",
     "PUNET_METHODS",
@@ -37,6 +40,8 @@ __all__ = [
     "PromptTuning",
     "adapt_by_name",
     "adapt_punet",
+    "attention_gates",
+    "collapse_prompts",
     "export_class",
     "export_peft",
     "import_peft",

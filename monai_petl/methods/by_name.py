@@ -11,6 +11,7 @@ from torch import nn
 from monai_petl.adapt import Method, adapt
 from monai_petl.deltas import deltas_of
 from monai_petl.methods.aim import AIM
+from monai_petl.methods.ept import EPT
 from monai_petl.methods.ffn_adapter import FFNAdapter
 from monai_petl.methods.lora import LoRA
 from monai_petl.methods.ssf import SSF
@@ -32,6 +33,7 @@ METHODS: dict[str, tuple[str, Callable[..., Method] | None]] = {
     "aim": ("spatial, temporal and joint adapters, for slices of a volume", AIM),
     "ffn_adapter": ("bottleneck adapters beside the MLPs (AdaptFormer)", FFNAdapter),
     "vpt": ("prompt tokens at every block", VPT),
+    "ept": ("a learned gate on attention, place by place", EPT),
     "ssf": ("a scale and a shift behind every layer", SSF),
     "bias": ("all biases (BitFit)", BiasOnly),
     "norm": ("scale and shift of all norms", NormOnly),

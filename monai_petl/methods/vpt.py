@@ -6,7 +6,7 @@ M. Jia et al., "Visual Prompt Tuning", arXiv:2203.12119 (2022).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,33 +35,42 @@ class PromptDelta(Delta):
 
 
 class BlockPrompts(PromptDelta):
-    """Of one block of a ViT: the tokens join those of the image, and what becomes of them is dropped behind the block."""
+    """Of one block of a ViT: the tokens join those of the image.
+
+    Args:
+        tokens, width, dropout: see :class:`PromptDelta`.
+        stream: where the next block takes what becomes of them; without it they are dropped behind this one.
+    """
+
+    def __init__(self, tokens: int, width: int, dropout: float, stream: list[Tensor] | None = None) -> None:
+        super().__init__(tokens, width, dropout)
+        self.stream = stream
 
     def around(self, block: nn.Module, run: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         prompts = self.dropout(self.tokens).expand(len(x), -1, -1)
-        return run(torch.cat((x, prompts.to(x)), 1), *args, **kwargs)[:, : x.shape[1]]
+        y = run(torch.cat((x, prompts.to(x)), 1), *args, **kwargs)
+        if self.stream is not None:
+            self.stream[:] = [y[:, x.shape[1] :]]
+        return y[:, : x.shape[1]]
 
 
 class Carried(Delta):
-    """One block of a ViT through which the tokens of the first block pass on; they leave the blocks apart from the image's.
+    """One block of a ViT through which the tokens of an earlier one pass; they leave the blocks apart from the image's.
 
-    ``stream`` is a list that all blocks of a transformer share; it holds the tokens between two of them, else nothing.
+    Args:
+        stream: a list that all blocks of a transformer share; it holds the tokens between two of them, else nothing.
+        hands_on: whether the next block takes them over.
     """
 
     tag = "vptpass"
 
-    def __init__(self, stream: list[Tensor], last: bool, first: PromptDelta | None = None) -> None:
+    def __init__(self, stream: list[Tensor], hands_on: bool) -> None:
         super().__init__()
-        self.stream, self.last, self.prompts = stream, last, first
+        self.stream, self.hands_on = stream, hands_on
 
     def around(self, block: nn.Module, run: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.prompts is not None:
-            self.stream.clear()
-            tokens = self.prompts.dropout(self.prompts.tokens).expand(len(x), -1, -1).to(x)
-        else:
-            tokens = self.stream.pop()
-        y = run(torch.cat((x, tokens), 1), *args, **kwargs)
-        if not self.last:
+        y = run(torch.cat((x, self.stream.pop()), 1), *args, **kwargs)
+        if self.hands_on:
             self.stream.append(y[:, x.shape[1] :])
         return y[:, : x.shape[1]]
 
@@ -123,8 +132,9 @@ class VPT(Method):
 
     Args:
         num_tokens: P.
-        deep: fresh tokens at every block (P C values each); else at the first block only, from where they pass on through
-            the blocks of a ViT. In windows they end with the first block: windows would have to agree on one value.
+        deep: fresh tokens at every block (P C values each); else at the first block only.
+        blocks: numbers of the blocks that get fresh tokens, from 0, in place of ``deep``. In a ViT tokens pass on to the blocks
+            behind that get none; in windows they end with their block: windows would have to agree on one value.
         dropout: on the tokens, in training.
 
     Raises:
@@ -134,6 +144,7 @@ class VPT(Method):
 
     num_tokens: int = 10
     deep: bool = True
+    blocks: Sequence[int] | None = None
     dropout: float = 0.0
 
     def attach(self, network: nn.Module, name: str) -> None:
@@ -147,12 +158,12 @@ class VPT(Method):
             next((t for t in transformers if n.startswith(f"{t}." if t else "")), n.rpartition(".")[0])
             for n, _ in blocks
         ]
+        fresh = self._fresh(owners)
         streams: dict[str, list[Tensor]] = {owner: [] for owner in owners}
         for place, (block_name, block) in enumerate(blocks):
             width, owner = block.norm1.normalized_shape[0], owners[place]
-            is_first, is_last = owner not in owners[:place], owner not in owners[place + 1 :]
             if isinstance(block, SwinTransformerBlock):
-                if self.deep or is_first:
+                if place in fresh:
                     prompts = WindowPrompts(self.num_tokens, width, self.dropout, block.norm1)
                     add_delta(block.attn, prompts, name)
                 continue
@@ -161,8 +172,19 @@ class VPT(Method):
                     f"VPT cannot add tokens at {block_name}: its attention has relative positions or a causal order, in which "
                     "they have no place. Use LoRA(), VPETL() or FFNAdapter()"
                 )
-            if self.deep:
-                add_delta(block, BlockPrompts(self.num_tokens, width, self.dropout), name)
-            else:
-                first = PromptDelta(self.num_tokens, width, self.dropout) if is_first else None
-                add_delta(block, Carried(streams[owner], is_last, first), name)
+            hands_on = owner in owners[place + 1 :] and place + 1 not in fresh
+            if place in fresh:
+                stream = streams[owner] if hands_on else None
+                add_delta(block, BlockPrompts(self.num_tokens, width, self.dropout, stream), name)
+            elif any(earlier in fresh for earlier in range(owners.index(owner), place)):
+                add_delta(block, Carried(streams[owner], hands_on), name)
+
+    def _fresh(self, owners: Sequence[str]) -> list[int]:
+        """Numbers of the blocks that get tokens, from the transformers that they belong to."""
+        if self.blocks is None:
+            return [place for place, owner in enumerate(owners) if self.deep or owner not in owners[:place]]
+        if len({*self.blocks} & {*range(len(owners))}) < max(len(self.blocks), 1):
+            raise ValueError(
+                f"blocks must be different numbers of blocks, 0 to {len(owners) - 1}; got {list(self.blocks)}"
+            )
+        return list(self.blocks)

@@ -13,7 +13,10 @@ import torch
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
-from monai_petl.networks.vit_parts import ViTNetwork, headless
+from monai_petl.adapt import adapters_of
+from monai_petl.deltas import deltas_of
+from monai_petl.inflation.options import patch_of
+from monai_petl.networks.vit_parts import ViTNetwork, headless, resize_positions, token_grid
 
 __all__ = ["POOLS", "ViTClassifier"]
 
@@ -68,6 +71,31 @@ class ViTClassifier(ViTNetwork):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *img_size) -> (B, K)."""
         return self.head(self.dropout(self.features(image)))
+
+    @torch.no_grad()
+    def resize(self, img_size: Sequence[int]) -> ViTClassifier:
+        """Take images of another size from now on: positions, and prompts that are kept by position, are interpolated in place.
+
+        Args:
+            img_size: a multiple of the patches along each axis.
+
+        Raises:
+            ValueError: it is none, or an adapter trains the positions.
+        """
+        embedding = self.backbone.patch_embedding
+        patch = patch_of(embedding)
+        trained, grid = token_grid(self.img_size, patch), token_grid(img_size, patch)
+        for name, record in adapters_of(self).items():
+            if any(tensor.endswith("position_embeddings") for tensor in record.originals):
+                raise ValueError(
+                    f"adapter {name!r} trains the positions; build the network for {tuple(img_size)} instead"
+                )
+        table = resize_positions(embedding.position_embeddings, trained, grid)
+        embedding.position_embeddings = nn.Parameter(table, embedding.position_embeddings.requires_grad)
+        for _, delta in deltas_of(self.backbone):
+            delta.resize(trained, grid)
+        self.img_size, self.patches = tuple(img_size), table.shape[1]
+        return self
 
     def features(self, image: Tensor) -> Tensor:
         """What the head reads, (B, hidden size) or twice as wide."""

@@ -122,5 +122,5 @@ def test_scores_are_discounted_as_in_the_paper_on_fpt_plus(area, parameters, mem
 
 
 def test_a_negative_share_is_refused():
-    with pytest.raises(ValueError, match="share must be at least 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"share must be at least 0, got -0\.1"):
         efficiency(0.8, -0.1)

@@ -455,9 +455,9 @@ def checkered(count: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images, labels = 0.3 * torch.randn(count, 1, 64, 64, generator=generator), torch.arange(count) % 2
     square = ((torch.arange(8)[:, None] + torch.arange(8)) % 2 - 0.5) * 3
-    for image in images[1::2]:
+    for ill in images[1::2]:
         y, x = (8 * torch.randint(0, 8, (2,), generator=generator)).tolist()
-        image[0, y : y + 8, x : x + 8] += square
+        ill[0, y : y + 8, x : x + 8] += square
     return images, labels
 
 
