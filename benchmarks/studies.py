@@ -20,7 +20,8 @@ class Study:
     Args:
         bundle: name of its folder.
         data: name of the data set's folder.
-        methods: label -> top-level ids; ``bundle`` is the name of another bundle's folder.
+        methods: label -> top-level ids; ``bundle`` names the folder of another bundle. Into a ``cache_dir``, a path within the
+            study's folder, the bundle's preload.json stores before what the frozen part of the network sees.
         settings: top-level ids that all share.
         shots: numbers of labelled cases; ``None`` for all.
         seeds: how many.
@@ -112,6 +113,46 @@ INFLATION: dict[str, Ids] = {
     "full, center": FULL,
     "full, average": {**FULL, "inflation": "average"},
     "scratch": {"method": "scratch", "backbone_lr": 5e-4},
+}
+SECONDS_OF_FULL = {  # a probe and side networks take more steps in the time that full fine-tuning needs for 100
+    "head": {"method": "head", "epoch_length": 75},
+    "lora": {"method": "lora"},
+    "full": FULL,
+}
+FINE_GRAINED = {
+    "bundle": "fpt_vit_classification",
+    "pretrained_size": [518, 518],
+    "side_size": [126, 126],
+    "epochs": 10,
+    "epoch_length": 29,
+    "batch_size": 16,
+    "lr": 5e-4,
+    "dropout": 0.1,
+    "label_smoothing": 0.1,
+}
+FPT: dict[str, Ids] = {
+    "fpt_plus": {**FINE_GRAINED, "method": "fpt_plus", "cache_dir": "features/fpt_plus"},
+    "fpt": {**FINE_GRAINED, "method": "fpt", "cache_dir": "features/fpt"},
+    "side": {**FINE_GRAINED, "method": "side"},
+    **SECONDS_OF_FULL,
+}
+VOLUME = {"center_slice": False}  # all slices of a window are predicted, as SAN does
+SIDE_NETWORK = {"bundle": "san_vit_segmentation", "method": "head", "lr": 1e-3, "deep_supervision": False}
+SAN: dict[str, Ids] = {
+    "san": SIDE_NETWORK,
+    "san, masks alone": {**SIDE_NETWORK, "recognition": False},
+    "decoder": {**METHODS["head"], **VOLUME},
+    "lora": {**METHODS["lora"], **VOLUME},
+    "full": {**FULL, **VOLUME},
+}
+PICTURES = {
+    **VIT_S,
+    "token_size": [14, 14],
+    "epochs": 4,
+    "epoch_length": 25,
+    "batch_size": 8,
+    "affine_prob": 0.0,
+    "lr": 3e-3,
 }
 CLASSIFICATION: dict[str, Ids] = {
     "head": {"method": "head"},
@@ -225,17 +266,10 @@ STUDIES: dict[str, Study] = {
         seeds=1,
         section="validation",
     ),
-    "hippocampus_methods": Study(
-        "inflated_vit_segmentation",
-        "mr_hippocampus",
-        METHODS,
-        {**INFLATED, **HIPPOCAMPUS, **window([0.375, 0.375, 2.0], [112, 154, 5])},
-        (3,),
-    ),
     "hippocampus": Study(
         "inflated_vit_segmentation",
         "mr_hippocampus",
-        {name: METHODS[name] for name in ("head", "lora", "vpetl", "vpt", "full")},
+        METHODS,
         {**INFLATED, **HIPPOCAMPUS, **window([0.375, 0.375, 2.0], [112, 154, 5])},
         report=True,
         title="Which method for two parts of the hippocampus?",
@@ -255,24 +289,29 @@ STUDIES: dict[str, Study] = {
         {**SLICED, **BRAIN, **window([2.0, 2.0, 2.0], [98, 112, 5])},
         (3,),
     ),
+    "brain_san": Study(
+        "inflated_vit_segmentation",
+        "mr_brain_slab",
+        SAN,
+        {**INFLATED, **BRAIN, **window([1.5, 1.5, 2.0], [126, 154, 5]), "batch_size": 1, "overlap": 0.25},
+        (3,),
+    ),
     "busi": Study(
         "lora_vit_classification",
         "cls_busi",
         CLASSIFICATION,
-        {
-            **VIT_S,
-            "img_size": [126, 126],
-            "token_size": [14, 14],
-            "epochs": 4,
-            "epoch_length": 25,
-            "batch_size": 8,
-            "affine_prob": 0.0,
-            "lr": 3e-3,
-        },
+        {**PICTURES, "img_size": [126, 126]},
         (10, None),
         report=True,
         title="Which method for breast ultrasound?",
         attribution=BUSI_SOURCE,
         pictures=6,
+    ),
+    "busi_fine_grained": Study(
+        "lora_vit_classification",
+        "cls_busi",
+        FPT,
+        {**PICTURES, "img_size": [224, 224], "cache_rate": 1.0},
+        (None,),
     ),
 }

@@ -77,6 +77,32 @@ class Data:
 
         print(make_dataset(images, labels, out, class_names, **options))
 
+    def medfmc(self, task: str, images: str, out: str | None = None, **lists: str) -> None:
+        """Write labels.csv for bundles from list files of MedFMC.
+
+        Args:
+            task: chest, colon or endo.
+            images: folder of the images.
+            out: folder to write the table to; default that of the images.
+            lists: --training FILE, --validation FILE, --test FILE.
+        """
+        from monai_petl.data import make_medfmc_table
+
+        print(make_medfmc_table(task, images, lists, out))
+
+    def medmnist(self, file: str, out: str, class_names: Any = ()) -> None:
+        """Write the images of a file of MedMNIST as a folder with labels.csv, for bundles.
+
+        Args:
+            file: such as breastmnist_224.npz.
+            out: folder to make.
+            class_names: "a,b,c", in order.
+        """
+        from monai_petl.data import make_medmnist_folder
+
+        names = class_names.split(",") if isinstance(class_names, str) else [str(name) for name in class_names]
+        print(make_medmnist_folder(file, out, names))
+
     def check(self, folder: str, json: bool = False) -> None:
         """Report geometry, label values, class frequencies and intensities of a data set. Ends with 1 on problems.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from monai_petl import Method, trainable_parameters
+from monai_petl.__main__ import main
 from monai_petl.networks import PUNet
 
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("tests")
+
+Run = Callable[..., str]  # of the command line
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +161,25 @@ class SmallNet(nn.Module):
 @pytest.fixture
 def small_net() -> SmallNet:
     return shake_statistics(SmallNet())
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``python -m monai_petl`` with arguments; returns what it prints, or raises SystemExit."""
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["monai_petl", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def error_of(run: Run, *arguments: object) -> str:
+    """The sentence with which a command fails; Python ends with exit code 1 when given one."""
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert isinstance(stop.value.code, str)
+    assert stop.value.code.startswith("error: ")
+    assert "\n" not in stop.value.code
+    return stop.value.code

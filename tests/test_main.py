@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -12,35 +10,11 @@ import numpy as np
 import pytest
 
 from monai_petl import adapt, save_adapter
-from monai_petl.__main__ import main
 from monai_petl.data import load_datalist, make_phantom_dataset
 from monai_petl.methods import PromptTuning
-from tests.conftest import small_punet
+from tests.conftest import Run, error_of, small_punet
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "punet_ct_segmentation"
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run ``python -m monai_petl`` with arguments; returns what it prints, or raises SystemExit."""
-
-    def call(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["monai_petl", *map(str, arguments)])
-        main()
-        return capsys.readouterr().out
-
-    return call
-
-
-def error_of(run: Run, *arguments: object) -> str:
-    """The sentence with which a command fails; Python ends with exit code 1 when given one."""
-    with pytest.raises(SystemExit) as stop:
-        run(*arguments)
-    assert isinstance(stop.value.code, str)
-    assert stop.value.code.startswith("error: ")
-    assert "\n" not in stop.value.code
-    return stop.value.code
 
 
 def test_summary_prints_a_table_of_a_bundle(run: Run) -> None:

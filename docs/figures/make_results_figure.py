@@ -38,7 +38,8 @@ FIGURES = {  # file -> title of the axes; study, labelled cases and title of eve
     "methods_results.png": (
         "mean Dice, %",
         (
-            ("hippocampus_methods", 3, "Hippocampus, 3 labelled volumes"),
+            ("hippocampus", 3, "Hippocampus, 3 labelled volumes"),
+            ("hippocampus", None, "Hippocampus, all"),
             ("brain", 3, "Brain tissue, 3 labelled volumes"),
             ("brain", None, "Brain tissue, all"),
         ),

@@ -5,12 +5,14 @@ Three layouts are read. *A table*: ``labels.csv`` with the columns ``file`` (or 
 together). *Class folders*: ``training/benign/*.png``, ``validation/...``, ``test/...``, or ``benign/*.png`` alone. *Decathlon*:
 a ``dataset.json`` whose cases have an ``image`` and the name or number of a class as their ``label``. Without sections the
 images are split 70/10/20 by seed, class by class, and groups stay together.
+
+With several labels an image: in a table the names of all its classes with ``|`` between them (nothing for none), or a column of
+0 and 1 for each class; in a ``dataset.json`` a list of names or numbers.
 """
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from monai_petl.data.datalist import SECTIONS, DataError, PathLike, _read_json, split_cases
+from monai_petl.data.few_shot import require_disjoint
 
-__all__ = ["balancing_weights", "few_shot_per_class", "image_classes", "load_image_list", "require_images"]
+__all__ = ["image_classes", "load_image_list", "require_images"]
 
 ImageCase = dict[str, Any]
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -35,14 +38,22 @@ ALIASES = {"train": "training", "val": "validation", "valid": "validation", "dev
 
 
 def load_image_list(
-    dataset_dir: PathLike, section: str = "training", class_names: Sequence[str] = (), *, seed: int = 1
+    dataset_dir: PathLike,
+    section: str = "training",
+    class_names: Sequence[str] = (),
+    *,
+    multi_label: bool = False,
+    seed: int = 1,
 ) -> list[ImageCase]:
     """Lists the images of one section as ``{"image": path, "label": number, "class_name": name, "group": text}``.
+
+    With ``multi_label`` the label is a row of zeros and ones, (K,), and the class name joins those of its classes by ``|``.
 
     Args:
         dataset_dir: the data set's folder; where it is absent the list is empty, so that a bundle can be built without data.
         section: ``"training"``, ``"validation"`` or ``"test"``.
         class_names: the classes, whose places are the labels 0, 1, ...; default those of :func:`image_classes`.
+        multi_label: whether an image may have several classes, or none.
         seed: seed of the split, where one is drawn.
 
     Raises:
@@ -51,25 +62,34 @@ def load_image_list(
     """
     if section not in SECTIONS:
         raise ValueError(f"section must be one of {', '.join(SECTIONS)}, got {section!r}")
-    cases = _cases(Path(dataset_dir))
+    cases = _cases(Path(dataset_dir), class_names if multi_label else None)
     names = list(class_names) or _ordered(cases)
-    strange = sorted({case["class_name"] for case in cases} - set(names))
+    strange = sorted({name for case in cases for name in case["classes"]} - set(names))
     if strange:
-        first = next(case["image"] for case in cases if case["class_name"] == strange[0])
+        first = next(case["image"] for case in cases if strange[0] in case["classes"])
         raise DataError(
             f"{dataset_dir} has images of the class {strange[0]!r}, such as {first}, which is none of the classes "
             f"{', '.join(names)}; give all of them as class_names"
         )
     if any(case["section"] is None for case in cases):
-        class_of = {case["group"]: case["class_name"] for case in reversed(cases)}  # of its first image
-        strata = {name: [case for case in cases if class_of[case["group"]] == name] for name in names}
+        class_of = {case["group"]: (*case["classes"], "")[0] for case in reversed(cases)}  # of its first image
+        strata = {name: [case for case in cases if class_of[case["group"]] == name] for name in (*names, "")}
         chosen = split_cases(strata, seed, lambda case: case["group"])[section]
     else:
         chosen = [case for case in cases if case["section"] == section]
     return [
-        {"image": c["image"], "label": names.index(c["class_name"]), "class_name": c["class_name"], "group": c["group"]}
-        for c in chosen
+        {
+            "image": case["image"],
+            "label": _row(case["classes"], names) if multi_label else names.index(case["classes"][0]),
+            "class_name": "|".join(case["classes"]),
+            "group": case["group"],
+        }
+        for case in chosen
     ]
+
+
+def _row(classes: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    return np.array([name in classes for name in names], dtype=np.float32)
 
 
 def image_classes(dataset_dir: PathLike) -> list[str]:
@@ -79,50 +99,6 @@ def image_classes(dataset_dir: PathLike) -> list[str]:
         DataError: as :func:`load_image_list`.
     """
     return _ordered(_cases(Path(dataset_dir)))
-
-
-def few_shot_per_class(datalist: Sequence[ImageCase], count: int | None, seed: int = 0) -> list[ImageCase]:
-    """Draws ``count`` images of each class. Draws of one seed are nested: the 1 image lies among the 5.
-
-    Images of one group (a patient, near copies) are drawn after all other groups of the class have given one.
-
-    Args:
-        datalist: what :func:`load_image_list` gave.
-        count: images of each class, None for all.
-        seed: seed of the draw.
-
-    Raises:
-        ValueError: when count is not positive.
-        DataError: when a class has fewer; names it.
-    """
-    if count is None:
-        return list(datalist)
-    if count < 1:
-        raise ValueError(f"count must be positive, or None for all images, got {count}")
-    there = Counter(case["class_name"] for case in datalist)
-    short = {name: number for name, number in there.items() if number < count}
-    if short:
-        raise DataError(
-            f"{count} images of each class were asked for, but there are {', '.join(f'{v} of {k}' for k, v in short.items())}; "
-            "give a smaller number (in a bundle: num_labelled), or none for all"
-        )
-    drawn: set[int] = set()
-    for label in sorted({case["label"] for case in datalist}):
-        places = [place for place, case in enumerate(datalist) if case["label"] == label]
-        shuffled = [places[i] for i in np.random.default_rng([seed, label]).permutation(len(places))]
-        turn: Counter[str] = Counter()
-        ranked = []
-        for place in shuffled:
-            ranked.append((turn[datalist[place]["group"]], place))
-            turn[datalist[place]["group"]] += 1
-        drawn |= {place for _, place in sorted(ranked, key=lambda pair: pair[0])[:count]}
-    return [case for place, case in enumerate(datalist) if place in drawn]
-
-
-def balancing_weights(datalist: Sequence[Mapping[str, Any]]) -> list[float]:
-    """For each image 1 / (images of its class): weights of a sampler that draws all classes equally often."""
-    count = Counter(case["label"] for case in datalist)
-    return [1.0 / count[case["label"]] for case in datalist]
 
 
 def require_images(
@@ -142,7 +118,8 @@ def require_images(
         images: the pattern of file names that they were found by, where it was not the folder.
 
     Raises:
-        DataError: the list is empty, a class has no image, or a file is missing or no image.
+        DataError: the list is empty, a class has no image, a file is missing or no image, or the two lists share images or
+            groups.
     """
     remedy = "Give the data set's folder as --dataset_dir; docs/data.md describes its layout."
     if images is not None and not datalist:
@@ -151,7 +128,7 @@ def require_images(
         raise DataError(f"dataset_dir names no folder: {dataset_dir}. {remedy}")
     if not datalist:
         raise DataError(f"no images were found in dataset_dir {dataset_dir}. {remedy}")
-    found = {case.get("class_name") for case in datalist}
+    found = {name for case in datalist for name in str(case.get("class_name", "")).split("|") if name}
     empty = [name for name in class_names if name not in found]
     if empty:
         known = ", ".join(sorted(map(str, found)))
@@ -165,6 +142,7 @@ def require_images(
         raise DataError(
             f"{len(bad)} files are no images that can be read, first {bad[0]}; repair them or take them out"
         )
+    require_disjoint({"training": datalist, "validation": validation})
 
 
 def _is_picture(path: Path) -> bool:
@@ -176,13 +154,18 @@ def _is_picture(path: Path) -> bool:
     return True
 
 
-def _cases(root: Path) -> list[dict[str, Any]]:
-    """Every image with its class by name, number (if any), section (if any) and group."""
+def _cases(root: Path, several: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Every image with its classes by name, number (if any), section (if any) and group.
+
+    Args:
+        root: the data set's folder.
+        several: names of classes of which an image may have several; nothing where it has one.
+    """
     if (root / "labels.csv").is_file():
-        return _from_table(root / "labels.csv")
+        return _from_table(root / "labels.csv", several)
     contents = _read_json(root / "dataset.json")
     if contents:
-        return _from_json(root, contents)
+        return _from_json(root, contents, several is not None)
     if not root.is_dir():
         return []
     sections = {folder: _section(folder.name) for folder in _folders(root)}
@@ -191,7 +174,7 @@ def _cases(root: Path) -> list[dict[str, Any]]:
     return _from_folders(root, None)
 
 
-def _from_table(path: Path) -> list[dict[str, Any]]:
+def _from_table(path: Path, several: Sequence[str] | None) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -199,25 +182,30 @@ def _from_table(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     columns = list(rows[0]) if rows else []
     file_column, class_column = _column(columns, FILE), _column(columns, CLASS)
-    if rows and not (file_column and class_column):
+    one_each = bool(several) and set(several or ()) <= set(columns)
+    if rows and not (file_column and (class_column or one_each)):
         raise DataError(
             f"{path} needs a column {' or '.join(FILE)} and a column {' or '.join(CLASS)}; it has {', '.join(columns)}"
         )
     section_column, group_column = _column(columns, SECTION), _column(columns, GROUP)
     cases = []
     for line, row in enumerate(rows, 2):
-        if not row[file_column] or not row[class_column]:
-            raise DataError(f"line {line} of {path} has no file or no class")
+        where = f"line {line} of {path}"
+        if not row[file_column] or (several is None and not row[class_column]):
+            raise DataError(f"{where} has no file or no class")
         section = _section(row[section_column] or "") if section_column else None
         if section_column and section is None:
-            raise DataError(
-                f"line {line} of {path} is in the section {row[section_column]!r}; known are {', '.join(SECTIONS)}"
-            )
+            raise DataError(f"{where} is in the section {row[section_column]!r}; known are {', '.join(SECTIONS)}")
+        if one_each:
+            classes = tuple(name for name in several or () if _is_one(row[name], name, where))
+        else:
+            text = row[class_column] or ""
+            classes = (text,) if several is None else tuple(name.strip() for name in text.split("|") if name.strip())
         number = row.get("label") or ""
         cases.append(
             {
                 "image": str(path.parent / row[file_column]),
-                "class_name": row[class_column],
+                "classes": classes,
                 "number": int(number) if number.isdigit() else None,
                 "section": section,
                 "group": row[group_column] if group_column and row[group_column] else row[file_column],
@@ -226,7 +214,13 @@ def _from_table(path: Path) -> list[dict[str, Any]]:
     return cases
 
 
-def _from_json(root: Path, contents: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _is_one(cell: str | None, name: str, where: str) -> bool:
+    if (cell or "") not in ("0", "1", "0.0", "1.0", ""):
+        raise DataError(f"{where} has {cell!r} for the class {name!r}; give 1 where the image is of the class, else 0")
+    return (cell or "").startswith("1")
+
+
+def _from_json(root: Path, contents: Mapping[str, Any], several: bool) -> list[dict[str, Any]]:
     names = {str(number): str(name) for number, name in dict(contents.get("labels", {})).items()}
     numbers = {name: number for number, name in names.items()}
     cases = []
@@ -235,17 +229,18 @@ def _from_json(root: Path, contents: Mapping[str, Any]) -> list[dict[str, Any]]:
             if (
                 not isinstance(item, Mapping)
                 or not {"image", "label"} <= item.keys()
-                or isinstance(item["label"], list)
+                or (isinstance(item["label"], list) and not several)
             ):
                 raise DataError(
                     f"each case in {root / 'dataset.json'} needs an image and the label of one class, got {item!r}"
                 )
-            label = numbers.get(str(item["label"]), str(item["label"]))
+            given = item["label"] if isinstance(item["label"], list) else [item["label"]]
+            labels = [numbers.get(str(label), str(label)) for label in given]
             cases.append(
                 {
                     "image": str(root / str(item["image"])),
-                    "class_name": names.get(label, label),
-                    "number": int(label) if label.isdigit() else None,
+                    "classes": tuple(names.get(label, label) for label in labels),
+                    "number": int(labels[0]) if len(labels) == 1 and labels[0].isdigit() else None,
                     "section": section,
                     "group": str(item.get("group", item["image"])),
                 }
@@ -255,7 +250,7 @@ def _from_json(root: Path, contents: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _from_folders(root: Path, section: str | None) -> list[dict[str, Any]]:
     return [
-        {"image": str(file), "class_name": folder.name, "number": None, "section": section, "group": str(file)}
+        {"image": str(file), "classes": (folder.name,), "number": None, "section": section, "group": str(file)}
         for folder in _folders(root)
         for file in sorted(folder.iterdir())
         if file.name.lower().endswith(IMAGE_SUFFIXES) and not file.name.startswith(".")
@@ -267,7 +262,9 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _ordered(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    numbers = {case["class_name"]: case["number"] for case in cases}
+    numbers = {
+        name: case["number"] if len(case["classes"]) == 1 else None for case in cases for name in case["classes"]
+    }
     last = float("inf")
     return sorted(numbers, key=lambda name: (last if numbers[name] is None else numbers[name], name))
 

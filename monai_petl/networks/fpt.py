@@ -274,9 +274,14 @@ class Fusion(nn.Module):
     def forward(self, keys: Tensor, values: Tensor) -> Tensor:
         """Keys and values (L, B, heads, M, channels of a head) -> prompts for every block, (L, B, P, width)."""
         queries = rearrange(self.enter(self.prompts), "l b p (h c) -> l b h p c", h=self.num_heads)
-        queries = queries.expand(-1, keys.shape[1], -1, -1, -1)
-        read = F.scaled_dot_product_attention(queries, keys, values)  # (L, B, heads, P, channels of a head)
-        read = rearrange(read, "l b h p c -> l b p (h c)")
+        states = [queries.expand(-1, keys.shape[1], -1, -1, -1), keys, values]
+        by_image = not keys.is_contiguous()  # so are stored features, and joining two axes must not copy them
+        if by_image:
+            states = [tensor.transpose(0, 1) for tensor in states]
+        q, k, v = (tensor.flatten(0, 1) for tensor in states)
+        weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)  # fused attention would make gradients of k and v
+        read = rearrange((weights @ v).unflatten(0, states[0].shape[:2]), "m n h p c -> m n p (h c)")
+        read = read.transpose(0, 1) if by_image else read  # (L, B, P, hidden size)
         if self.residual == "none":
             return self.dropout(self.out_proj(read))
         if self.wide:
