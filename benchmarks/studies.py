@@ -115,9 +115,9 @@ INFLATION: dict[str, Ids] = {
     "scratch": {"method": "scratch", "backbone_lr": 5e-4},
 }
 SECONDS_OF_FULL = {  # a probe and side networks take more steps in the time that full fine-tuning needs for 100
-    "head": {"method": "head", "epoch_length": 75},
-    "lora": {"method": "lora"},
-    "full": FULL,
+    "head": {"method": "head", "affine_prob": 0.0, "epoch_length": 75},
+    "lora": {"method": "lora", "affine_prob": 0.0},
+    "full": {**FULL, "affine_prob": 0.0},
 }
 FINE_GRAINED = {
     "bundle": "fpt_vit_classification",
@@ -151,7 +151,6 @@ PICTURES = {
     "epochs": 4,
     "epoch_length": 25,
     "batch_size": 8,
-    "affine_prob": 0.0,
     "lr": 3e-3,
 }
 CLASSIFICATION: dict[str, Ids] = {
@@ -300,7 +299,7 @@ STUDIES: dict[str, Study] = {
         "lora_vit_classification",
         "cls_busi",
         CLASSIFICATION,
-        {**PICTURES, "img_size": [126, 126]},
+        {**PICTURES, "img_size": [126, 126], "affine_prob": 0.0},
         (10, None),
         report=True,
         title="Which method for breast ultrasound?",

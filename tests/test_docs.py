@@ -17,7 +17,7 @@ from monai_petl import Method, summary
 from monai_petl.bundle import network_of_config
 from monai_petl.compare import compare
 from monai_petl.compare.plan import parse_budget, parse_methods, parse_shots
-from monai_petl.data import make_dataset
+from monai_petl.data import make_dataset, make_medmnist_folder
 from monai_petl.demo import demo
 from monai_petl.inflation import build_from_pretrained
 from monai_petl.methods import METHODS, PUNET_METHODS, adapt_punet
@@ -217,6 +217,10 @@ def test_package_commands_have_verbs_and_options_that_exist(document_name, folde
         assert given.keys() <= inspect.signature(make_dataset).parameters.keys(), document_name
     elif words[1] == "inflate":
         assert given.keys() <= inspect.signature(build_from_pretrained).parameters.keys() | {"network"}, document_name
+    elif words[1:3] == ["data", "medmnist"]:
+        assert given.keys() <= inspect.signature(make_medmnist_folder).parameters.keys(), document_name
+    elif words[1:3] == ["data", "medfmc"]:
+        assert given.keys() <= {"training", "validation", "test", "out"}, document_name
     else:
         assert words[1:3] in (["adapter", "inspect"], ["data", "check"]), document_name
         assert given.keys() <= {"json"}

@@ -1,6 +1,7 @@
 """Ignite handlers that MONAI has not got."""
 
 from monai_petl.handlers.adapter_saver import AdapterSaver
+from monai_petl.handlers.class_mean import ClassMean
 from monai_petl.handlers.clip import GradientClipping, GradientNormClipping
 from monai_petl.handlers.probability_table import ProbabilityTable
 from monai_petl.handlers.ranks import for_this_rank
@@ -9,6 +10,7 @@ from monai_petl.handlers.resume import BestMetric, ResumableTraining, require_ch
 __all__ = [
     "AdapterSaver",
     "BestMetric",
+    "ClassMean",
     "GradientClipping",
     "GradientNormClipping",
     "ProbabilityTable",

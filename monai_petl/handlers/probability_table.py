@@ -17,11 +17,12 @@ class ProbabilityTable:
     Args:
         path: of the table; its folder is made. It appears whole or not at all.
         class_names: K names, in the order of the probabilities (K,) that the evaluator's output has as ``pred``.
+        multi_label: whether the prediction is all classes of a probability above 0.5, joined by ``|``; else the most probable.
     """
 
-    def __init__(self, path: str, class_names: Sequence[str]) -> None:
+    def __init__(self, path: str, class_names: Sequence[str], multi_label: bool = False) -> None:
         self.path = Path(path)
-        self.class_names = list(class_names)
+        self.class_names, self.multi_label = list(class_names), multi_label
         self.rows: list[list[str]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -33,7 +34,8 @@ class ProbabilityTable:
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output:
             probabilities = item["pred"].float()
-            said = self.class_names[int(probabilities.argmax())]
+            chosen = (probabilities > 0.5).nonzero()[:, 0] if self.multi_label else probabilities.argmax()[None]
+            said = "|".join(self.class_names[place] for place in chosen.tolist())
             self.rows.append(
                 [item["image"].meta["filename_or_obj"], said, *(f"{p:.6f}" for p in probabilities.tolist())]
             )

@@ -110,7 +110,9 @@ class EPTDelta(Delta):
         out = EPT_FORMS[self.form](q, k, v, prompts, attention.scale, dropout).to(v)
         out = attention.out_rearrange(out)
         y = attention.drop_output(attention.out_proj(out) if attention.include_fc else out)
-        for delta in deltas[: deltas.index(self)]:  # those before this one, which ``run`` would have applied
+        for delta in deltas:  # those before this one, which ``run`` would have applied
+            if delta is self:
+                break
             if delta.active and not isinstance(delta, EPTDelta):
                 y = delta(x, y)
         return y

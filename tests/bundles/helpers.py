@@ -159,6 +159,14 @@ CLASSIFIER = Bundle(
     "checkpoint",
 )
 
+EMBEDDED_PROMPTS = Bundle(
+    "ept_vit_classification",
+    {"train": CLASSES_TRAINING, "evaluate": CLASSES_TRAINING, "inference": CLASSES_INFERENCE},
+    {**CLASSES, "num_layers": 2},
+    (1, 3, 32, 32),
+    "checkpoint",
+)
+
 FINE_SIZES = {**CLASSES, "pretrained_size": [32, 32], "img_size": [64, 64], "side_size": [32, 32], "side_width": 24}
 FINE_SIZES |= {"side_heads": 3, "num_prompts": 4}
 FINE_INFERENCE = {**FINE_SIZES, "num_workers": 0, "batch_size": 2}
@@ -172,7 +180,7 @@ FINE_GRAINED = Bundle(
 )
 
 SEGMENTERS = (PUNET, INFLATED, LORA, VPETL, AIM, SIDE_ADAPTER)
-CLASSIFIERS = (CLASSIFIER, FINE_GRAINED)
+CLASSIFIERS = (CLASSIFIER, EMBEDDED_PROMPTS, FINE_GRAINED)
 BUNDLES = (*SEGMENTERS, *CLASSIFIERS)
 RUNS = [(bundle, config) for bundle in BUNDLES for config in bundle.settings]
 

@@ -1,0 +1,88 @@
+"""Separation of features during an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from monai_petl.analysis.separation import nearest_centroid_accuracy, separation
+from monai_petl.analysis.tokens import expected_calibration_error
+
+__all__ = ["FeatureSeparation"]
+
+
+def _probabilities_and_labels(output: Any) -> tuple[list[Tensor], list[Any]]:
+    return [item["pred"] for item in output], [item["label"] for item in output]
+
+
+class FeatureSeparation:
+    """Collects what the head of a classifier reads, and at the end says how far the classes lie apart.
+
+    Attach it to an evaluator with one label an image: ``engine.state.metrics`` gets ``separation_fisher`` and the others of
+    :class:`monai_petl.analysis.Separation`, ``separation_centroid`` (accuracy of the nearest class mean of all other images)
+    and ``calibration_error``.
+
+    Args:
+        layer: the head, whose input is collected.
+        path: a JSON file for the numbers, and beside it the features as ``.pt``; nothing is written without it.
+        output_transform: the evaluator's output -> probabilities (K,) and labels, lists of them.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        path: str | None = None,
+        output_transform: Callable[[Any], Any] = _probabilities_and_labels,
+    ) -> None:
+        self.layer, self.path, self.output_transform = layer, path, output_transform
+        self.features: list[Tensor] = []
+        self.probabilities: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        for kept in (self.features, self.probabilities, self.labels):
+            kept.clear()
+        self._hook = self.layer.register_forward_pre_hook(
+            lambda _, inputs: self.features.append(inputs[0].detach().float().cpu())
+        )
+
+    def _collect(self, engine: Engine) -> None:
+        probabilities, labels = self.output_transform(engine.state.output)
+        self.probabilities.append(torch.stack([torch.as_tensor(p).float().cpu() for p in probabilities]))
+        self.labels.append(torch.as_tensor([int(label) for label in labels]))
+
+    def _finish(self, engine: Engine) -> None:
+        self._hook.remove()
+        features, labels = torch.cat(self.features), torch.cat(self.labels)
+        found = {f"separation_{name}": value for name, value in separation(features, labels).to_dict().items()}
+        found["separation_centroid"] = _leave_one_out(features, labels)
+        found["calibration_error"] = expected_calibration_error(torch.cat(self.probabilities), labels)
+        engine.state.metrics.update(found)
+        if self.path:
+            target = Path(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"features": features, "labels": labels}, target.with_suffix(".pt"))
+            target.write_text(json.dumps(found, indent=4) + "\n", encoding="utf-8")
+
+
+def _leave_one_out(features: Tensor, labels: Tensor) -> float:
+    everything = torch.arange(len(labels))
+    right = [
+        nearest_centroid_accuracy(
+            features[everything != i], labels[everything != i], features[i : i + 1], labels[i : i + 1]
+        )
+        for i in range(len(labels))
+    ]
+    return sum(right) / len(right)
