@@ -114,28 +114,6 @@ INFLATION: dict[str, Ids] = {
     "full, average": {**FULL, "inflation": "average"},
     "scratch": {"method": "scratch", "backbone_lr": 5e-4},
 }
-SECONDS_OF_FULL = {  # a probe and side networks take more steps in the time that full fine-tuning needs for 100
-    "head": {"method": "head", "affine_prob": 0.0, "epoch_length": 75},
-    "lora": {"method": "lora", "affine_prob": 0.0},
-    "full": {**FULL, "affine_prob": 0.0},
-}
-FINE_GRAINED = {
-    "bundle": "fpt_vit_classification",
-    "pretrained_size": [518, 518],
-    "side_size": [126, 126],
-    "epochs": 10,
-    "epoch_length": 29,
-    "batch_size": 16,
-    "lr": 5e-4,
-    "dropout": 0.1,
-    "label_smoothing": 0.1,
-}
-FPT: dict[str, Ids] = {
-    "fpt_plus": {**FINE_GRAINED, "method": "fpt_plus", "cache_dir": "features/fpt_plus"},
-    "fpt": {**FINE_GRAINED, "method": "fpt", "cache_dir": "features/fpt"},
-    "side": {**FINE_GRAINED, "method": "side"},
-    **SECONDS_OF_FULL,
-}
 VOLUME = {"center_slice": False}  # all slices of a window are predicted, as SAN does
 SIDE_NETWORK = {"bundle": "san_vit_segmentation", "method": "head", "lr": 1e-3, "deep_supervision": False}
 SAN: dict[str, Ids] = {
@@ -305,12 +283,5 @@ STUDIES: dict[str, Study] = {
         title="Which method for breast ultrasound?",
         attribution=BUSI_SOURCE,
         pictures=6,
-    ),
-    "busi_fine_grained": Study(
-        "lora_vit_classification",
-        "cls_busi",
-        FPT,
-        {**PICTURES, "img_size": [224, 224], "cache_rate": 1.0},
-        (None,),
     ),
 }

@@ -250,6 +250,12 @@ def _check_fingerprint(network: nn.Module, path: str | os.PathLike, header: Mapp
     differing = [n for n in wanted if n in found and found[n] != wanted[n]]
     if not missing and not differing:
         return
+    if not missing and all(n.endswith("position_embeddings") for n in differing):
+        raise AdapterFileError(
+            f"{path} was trained for images of another size: of its {len(wanted)} frozen tensors only the positions differ "
+            f"({_some(differing)}). Build the network for that size, load the adapter, and then change the size "
+            "(ViTClassifier.resize)"
+        )
     parts = [
         f"{len(names)} {what} ({_some(names)})"
         for names, what in ((missing, "missing"), (differing, "with other values or shapes"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ class FeatureSeparation:
 
     Args:
         layer: the head, whose input is collected.
-        path: a JSON file for the numbers, and beside it the features as ``.pt``; nothing is written without it.
+        path: a ``.json`` file for the numbers, and beside it the features as ``.pt``; nothing is written without it.
         output_transform: the evaluator's output -> probabilities (K,) and labels, lists of them.
+
+    Raises:
+        ValueError: the path is no ``.json`` file; an image has several labels.
     """
 
     def __init__(
@@ -40,20 +44,26 @@ class FeatureSeparation:
         path: str | None = None,
         output_transform: Callable[[Any], Any] = _probabilities_and_labels,
     ) -> None:
+        if path and not path.endswith(".json"):
+            raise ValueError(f"path must be a .json file, got {path!r}")
         self.layer, self.path, self.output_transform = layer, path, output_transform
         self.features: list[Tensor] = []
         self.probabilities: list[Tensor] = []
         self.labels: list[Tensor] = []
+        self._hook: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, engine: Engine) -> None:
         for kept in (self.features, self.probabilities, self.labels):
             kept.clear()
+        if self._hook is not None:
+            self._hook.remove()
         self._hook = self.layer.register_forward_pre_hook(
             lambda _, inputs: self.features.append(inputs[0].detach().float().cpu())
         )
@@ -61,7 +71,14 @@ class FeatureSeparation:
     def _collect(self, engine: Engine) -> None:
         probabilities, labels = self.output_transform(engine.state.output)
         self.probabilities.append(torch.stack([torch.as_tensor(p).float().cpu() for p in probabilities]))
-        self.labels.append(torch.as_tensor([int(label) for label in labels]))
+        numbers = torch.as_tensor([torch.as_tensor(label).tolist() for label in labels])
+        if numbers.ndim != 1:
+            raise ValueError(f"FeatureSeparation is for one label an image, got rows of {numbers.shape[1]}")
+        self.labels.append(numbers)
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._hook.remove()
+        raise error
 
     def _finish(self, engine: Engine) -> None:
         self._hook.remove()
@@ -73,8 +90,12 @@ class FeatureSeparation:
         if self.path:
             target = Path(self.path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"features": features, "labels": labels}, target.with_suffix(".pt"))
-            target.write_text(json.dumps(found, indent=4) + "\n", encoding="utf-8")
+            finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
+            partial = target.with_name(f".{target.name}.partial")
+            torch.save({"features": features, "labels": labels}, partial)
+            partial.replace(target.with_suffix(".pt"))
+            partial.write_text(json.dumps(finite, indent=4) + "\n", encoding="utf-8")
+            partial.replace(target)
 
 
 def _leave_one_out(features: Tensor, labels: Tensor) -> float:

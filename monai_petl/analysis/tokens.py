@@ -89,5 +89,5 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     confidence, said = probabilities.max(1)
     right = (said == labels).double()
     place = (confidence * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.double).index_add_(0, place, confidence.double() - right)
+    gap = torch.zeros(bins, dtype=torch.double, device=place.device).index_add_(0, place, confidence.double() - right)
     return float(gap.abs().sum() / len(labels))

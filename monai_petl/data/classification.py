@@ -13,6 +13,7 @@ With several labels an image: in a table the names of all its classes with ``|``
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from monai_petl.data.datalist import SECTIONS, DataError, PathLike, _read_json, 
 from monai_petl.data.few_shot import require_disjoint
 
 __all__ = ["image_classes", "load_image_list", "require_images"]
+
+logger = logging.getLogger(__name__)
 
 ImageCase = dict[str, Any]
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -81,7 +84,7 @@ def load_image_list(
         {
             "image": case["image"],
             "label": _row(case["classes"], names) if multi_label else names.index(case["classes"][0]),
-            "class_name": "|".join(case["classes"]),
+            "class_name": "|".join(name for name in names if name in case["classes"]),
             "group": case["group"],
         }
         for case in chosen
@@ -143,6 +146,14 @@ def require_images(
             f"{len(bad)} files are no images that can be read, first {bad[0]}; repair them or take them out"
         )
     require_disjoint({"training": datalist, "validation": validation})
+    rows = [case["label"] for case in validation if np.ndim(case.get("label", 0))]
+    if rows and len(rows[0]) < 2:
+        raise DataError("one class with multi_label is a yes or no: name two classes, and leave multi_label out")
+    if rows and not (np.any(rows, 0) & ~np.all(rows, 0)).any():
+        raise DataError(
+            f"no class has images with it and without it among the {len(rows)} for validation, so no model can be "
+            "chosen by them; give others, or none"
+        )
 
 
 def _is_picture(path: Path) -> bool:
@@ -183,11 +194,25 @@ def _from_table(path: Path, several: Sequence[str] | None) -> list[dict[str, Any
     columns = list(rows[0]) if rows else []
     file_column, class_column = _column(columns, FILE), _column(columns, CLASS)
     one_each = bool(several) and set(several or ()) <= set(columns)
+    if rows and several is not None and not class_column and not one_each:
+        missing = ", ".join(sorted({*several} - {*columns}))
+        raise DataError(
+            f"{path} has no column {' or '.join(CLASS)}, and so needs one of 0 and 1 for each of class_names; "
+            f"{f'there is none for {missing}' if missing else 'give class_names'}. It has {', '.join(columns)}"
+        )
     if rows and not (file_column and (class_column or one_each)):
         raise DataError(
             f"{path} needs a column {' or '.join(FILE)} and a column {' or '.join(CLASS)}; it has {', '.join(columns)}"
         )
     section_column, group_column = _column(columns, SECTION), _column(columns, GROUP)
+    known = {*FILE, *CLASS, *SECTION, *GROUP, *(several or ())}
+    others = (
+        [name for name in columns if name not in known and {row[name] for row in rows} == {"0", "1"}]
+        if one_each
+        else []
+    )
+    if others:
+        logger.warning("%s: the columns %s are none of class_names and are not read", path, ", ".join(others))
     cases = []
     for line, row in enumerate(rows, 2):
         where = f"line {line} of {path}"
@@ -236,6 +261,11 @@ def _from_json(root: Path, contents: Mapping[str, Any], several: bool) -> list[d
                 )
             given = item["label"] if isinstance(item["label"], list) else [item["label"]]
             labels = [numbers.get(str(label), str(label)) for label in given]
+            if len({*labels}) < len(labels):
+                raise DataError(
+                    f"{root / 'dataset.json'} has the label {given} for {item['image']}; give the names or numbers of the "
+                    "image's classes, each once"
+                )
             cases.append(
                 {
                     "image": str(root / str(item["image"])),
@@ -266,7 +296,12 @@ def _ordered(cases: Sequence[Mapping[str, Any]]) -> list[str]:
         name: case["number"] if len(case["classes"]) == 1 else None for case in cases for name in case["classes"]
     }
     last = float("inf")
-    return sorted(numbers, key=lambda name: (last if numbers[name] is None else numbers[name], name))
+
+    def place(name: str) -> tuple[float, float, str]:
+        number = numbers[name]
+        return last if number is None else number, int(name) if name.isdigit() else last, name
+
+    return sorted(numbers, key=place)
 
 
 def _section(name: str) -> str | None:

@@ -150,7 +150,7 @@ def find_leaks(sections: Mapping[str, Cases]) -> list[tuple[str, str, str]]:
     """
     leaks = []
     seen: dict[tuple[str, str], tuple[str, str]] = {}  # what is compared -> section and image
-    twins = _files_of_equal_size(sections)
+    twins = _possible_copies(sections)
     for name, cases in sections.items():
         for case in cases:
             image = str(case["image"])
@@ -165,14 +165,14 @@ def find_leaks(sections: Mapping[str, Cases]) -> list[tuple[str, str, str]]:
     return leaks
 
 
-def _files_of_equal_size(sections: Mapping[str, Cases]) -> set[str]:
-    """Images that have another of the same size: only these can have the same content."""
-    sizes: dict[int, set[str]] = defaultdict(set)
-    for cases in sections.values():
+def _possible_copies(sections: Mapping[str, Cases]) -> set[str]:
+    """Images that have one of the same size in another section: only these can have the same content."""
+    sizes: dict[int, dict[str, str]] = defaultdict(dict)  # bytes -> image -> section
+    for name, cases in sections.items():
         for image in {str(case["image"]) for case in cases}:
             if Path(image).is_file():
-                sizes[Path(image).stat().st_size].add(image)
-    return {image for images in sizes.values() if len(images) > 1 for image in images}
+                sizes[Path(image).stat().st_size][image] = name
+    return {image for images in sizes.values() if len({*images.values()}) > 1 for image in images}
 
 
 def require_disjoint(sections: Mapping[str, Cases]) -> None:

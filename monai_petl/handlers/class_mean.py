@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 
@@ -47,7 +48,7 @@ class ClassMean(IgniteMetricHandler):
         """The mean; NaN if no class has a value. The values of the classes are in ``values``."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a warning for each class, of which one sentence is made below
-            found = [float(value) for value in self.metric_fn.aggregate()]
+            found = [float(value) for value in np.ravel(self.metric_fn.aggregate())]
         self._is_reduced = True
         self.values = dict(zip(self.class_names, found, strict=True))
         missing = [name for name, value in self.values.items() if math.isnan(value)]

@@ -24,7 +24,9 @@ from monai_petl.methods.targets import vision_transformers
 
 __all__ = ["EPT", "EPT_FORMS", "EPTDelta", "attention_gates", "collapse_prompts"]
 
-IDENTITY_GATE = 10.0  # the gate starts at sigmoid(10) = 1 - 4.5e-5 where all logits are equal
+IDENTITY_GATE = (
+    22.0  # the gate starts at sigmoid(22) where all logits are equal; some of pre-trained ones are far below
+)
 
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
 
@@ -100,8 +102,8 @@ class EPTDelta(Delta):
         prompts = torch.cat([d.logits for d in deltas if isinstance(d, EPTDelta) and d.active], 1)  # of all adapters
         if len(prompts) != x.shape[1]:
             raise ValueError(
-                f"EPT has prompts for {len(prompts)} tokens, and this image has {x.shape[1]}; give images of the size that the "
-                "network was built for, or call resize(img_size) of ViTClassifier, which interpolates them"
+                f"EPT has prompts for {len(prompts)} tokens, and attention got {x.shape[1]}; give images of the size that the "
+                "network was built for (resize(img_size) of ViTClassifier changes it), and no tokens of VPT beside them"
             )
         q, k, v = _projected(attention, x)
         dropout = attention.drop_weights.p if attention.drop_weights.training else 0.0
@@ -119,13 +121,17 @@ class EPTDelta(Delta):
 
     @torch.no_grad()
     def resize(self, trained: Sequence[int], grid: Sequence[int]) -> None:
-        """For another grid: linear between places; and as much more as there are more keys, which leaves the gate as it is."""
+        """For another grid: c is linear between places, and as much more as there are more keys, so that the gate stays."""
         first = len(self.logits) - math.prod(trained)
         mode = "bilinear" if len(grid) == 2 else "trilinear"
-        places = self.logits[first:].mT.unflatten(1, tuple(trained))[None]
-        resized = F.interpolate(places, tuple(grid), mode=mode)[0].flatten(1).mT
-        keys = math.log((first + math.prod(grid)) / len(self.logits))
-        self.logits = nn.Parameter(torch.cat((self.logits[:first], resized)) + keys, self.logits.requires_grad)
+
+        def between(rows: Tensor) -> Tensor:
+            places = rows[first:].mT.unflatten(1, tuple(trained))[None]
+            return torch.cat((rows[:first], F.interpolate(places, tuple(grid), mode=mode)[0].flatten(1).mT))
+
+        columns, wanted = between(self.logits), between(_offset(self.logits)[:, None])
+        wanted = wanted + math.log(len(wanted) / len(self.logits))
+        self.logits = nn.Parameter(columns + wanted - _offset(columns)[:, None], self.logits.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -136,12 +142,13 @@ class EPT(Method):
     prompts (Section 3.2 of the paper adds them as columns). c is all that counts: P columns compute what one does, and under
     SGD they learn as one does at a rate of 1 / P. N P values a block, N being the patches and the class token.
 
-    Gradients are small where the gate is near 1, so prompts need a rate of their own under Adam: about 0.1.
+    Gradients vanish where the gate is near 1, so prompts need a rate of their own under Adam, about 0.1, and an epsilon far
+    below torch's (1e-16).
 
     Args:
         num_columns: P.
-        init: ``"identity"`` (the gate is 1 but for 5e-5), ``"published"`` (normal, deviation 0.02: the gate starts near
-            N / (N + P)), or a number, with which every c starts.
+        init: ``"identity"`` (the output is that of the backbone to 1e-4), ``"published"`` (normal, deviation 0.02: the
+            gate starts near N / (N + P)), or a number, with which every c starts.
         blocks: numbers of the blocks that get prompts, from 0; default all.
         form: a key of :data:`EPT_FORMS`, which compute the same: ``"sink"`` is the fast one, ``"literal"`` the published one.
 
@@ -194,7 +201,7 @@ class EPT(Method):
 
 @torch.no_grad()
 def collapse_prompts(network: nn.Module, name: str | None = None) -> nn.Module:
-    """Put one column in place of several, which computes the same, in place.
+    """Put one column in place of several, which computes the same, in place. Optimisers have to be made anew.
 
     Args:
         network: with an adapter of :class:`EPT`.

@@ -76,6 +76,8 @@ class ViTClassifier(ViTNetwork):
     def resize(self, img_size: Sequence[int]) -> ViTClassifier:
         """Take images of another size from now on: positions, and prompts that are kept by position, are interpolated in place.
 
+        Load adapters before, at the size that they were trained at, and make the optimiser afterwards.
+
         Args:
             img_size: a multiple of the patches along each axis.
 

@@ -111,6 +111,21 @@ def test_the_handler_says_what_the_functions_say(tmp_path: Path) -> None:
     assert not network.head._forward_pre_hooks
 
 
+def test_the_handler_refuses_what_it_is_not_for_and_leaves_no_hook(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"path must be a \.json file, got 'x\.pt'"):
+        FeatureSeparation(nn.Linear(2, 2), "x.pt")
+    network = TwoClasses()
+
+    def step(engine: Engine, x: Tensor) -> list[dict]:
+        return [{"pred": score, "label": torch.tensor([0.0, 1.0])} for score in network(x).detach()]
+
+    engine = Engine(step)
+    FeatureSeparation(network.head).attach(engine)
+    with pytest.raises(ValueError, match="for one label an image, got rows of 2"):
+        engine.run([torch.randn(3, 4)])
+    assert not network.head._forward_pre_hooks
+
+
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     network, x = mp.adapt(classifier(), EPT(), also_train=["head"]).eval(), torch.randn(4, 1, 32, 32)

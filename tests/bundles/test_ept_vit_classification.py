@@ -59,7 +59,7 @@ def test_one_class_an_image(tmp_path: Path, images: Path, checkpoint: Path) -> N
     assert metrics(flow)["val_balanced_accuracy"] == 1.0
     assert metrics(flow)["val_map"] == 1.0
     network = parsed(flow, "adapted_network")
-    start = math.log(17) - 10
+    start = math.log(17) - 22
     assert all((delta.logits != start).any() for _, delta in deltas_of(network))
     adapter = tmp_path / "models" / "adapters" / "ept.safetensors"
     assert inspect_adapter(adapter)["methods"][0]["method"] == "EPT"
@@ -164,5 +164,21 @@ def test_bad_input_is_named(tmp_path: Path, images: Path, findings: Path, checkp
         "has '2' for the class 'top'; give 1 where",
         **weights,
         **SEVERAL,
+    )
+    few = "no class has images with it and without it among the 8 for validation"
+    text = "\n".join(
+        line.replace(",1,", ",0,").replace(",1,", ",0,") if "validation" in line else line for line in text.splitlines()
+    )
+    (odd / "labels.csv").write_text(text.replace("training3.png,2", "training3.png,1"), encoding="utf-8")
+    refusal(EMBEDDED_PROMPTS, "train", tmp_path / "run", odd, few, **weights, **SEVERAL)
+    one = {"class_names": ["top"], "multi_label": True}
+    refusal(
+        EMBEDDED_PROMPTS,
+        "train",
+        tmp_path / "run",
+        findings,
+        "name two classes, and leave multi_label",
+        **weights,
+        **one,
     )
     assert not (tmp_path / "run" / "models").exists()

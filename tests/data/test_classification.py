@@ -168,3 +168,47 @@ def test_breast_ultrasound():
     assert {name: len(part) for name, part in parts.items()} == {"training": 459, "validation": 76, "test": 227}
     require_images(parts["training"], BUSI, image_classes(BUSI))
     assert Counter(case["label"] for case in few_shot_per_class(parts["training"], 10)) == {0: 10, 1: 10, 2: 10}
+
+
+def lines_in(folder: Path, *lines: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_several_classes_an_image_in_all_layouts(tmp_path):
+    names = ["ulcer", "erosion", "polyp"]
+    joined = lines_in(tmp_path / "a", "file,class_name,split", "1.png,polyp|ulcer,train", "2.png,,train")
+    columns = lines_in(tmp_path / "b", "file,ulcer,erosion,polyp,split", "1.png,1,0,1,train", "2.png,0,0,0,train")
+    (tmp_path / "c").mkdir()
+    listed = {"labels": {"0": "ulcer", "1": "erosion", "2": "polyp"}}
+    listed["training"] = [{"image": "1.png", "label": [2, "ulcer"]}, {"image": "2.png", "label": []}]
+    (tmp_path / "c" / "dataset.json").write_text(json.dumps(listed), encoding="utf-8")
+    for folder in (joined, columns, tmp_path / "c"):
+        cases = load_image_list(folder, "training", names, multi_label=True)
+        assert [case["label"].tolist() for case in cases] == [[1, 0, 1], [0, 0, 0]]
+        assert [case["class_name"] for case in cases] == ["ulcer|polyp", ""]
+
+
+def test_labels_of_another_form_are_named(tmp_path, caplog):
+    columns = lines_in(tmp_path / "b", "file,ulcer,polyp,split", "1.png,1,1,train", "2.png,0,0,train")
+    with pytest.raises(
+        DataError, match=r"needs one of 0 and 1 for each of class_names; there is none for erosion. It has file"
+    ):
+        load_image_list(columns, "training", ["ulcer", "erosion"], multi_label=True)
+    with pytest.raises(DataError, match="for each of class_names; give class_names"):
+        load_image_list(columns, "training", multi_label=True)
+    assert len(load_image_list(columns, "training", ["ulcer"], multi_label=True)) == 2
+    assert "the columns polyp are none of class_names and are not read" in caplog.text
+    (tmp_path / "c").mkdir()
+    contents = {"training": [{"image": "1.png", "label": [0, 0, 1]}]}
+    (tmp_path / "c" / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"has the label \[0, 0, 1\] for 1.png; give the names or numbers of the image's classes, each"
+    ):
+        load_image_list(tmp_path / "c", "training", ["0", "1", "2"], multi_label=True)
+
+
+def test_classes_that_are_numbers_come_in_their_order(tmp_path):
+    lines = [f"{n}.png,{n},train" for n in range(12)]
+    assert image_classes(lines_in(tmp_path / "a", "file,class_name,split", *lines)) == [str(n) for n in range(12)]

@@ -51,6 +51,12 @@ def test_the_area_of_a_class_is_its_own() -> None:
     assert math.isnan(metric.values["tumor"])
 
 
+def test_one_class_alone() -> None:
+    metric = ClassMean(ROCAUCMetric("none"), ["ulcer"])
+    metric.update((PREDICTED[:, :1], LABELS[:, :1]))
+    assert metric.compute() == pytest.approx(0.75)
+
+
 def test_no_class_has_a_value() -> None:
     metric = ClassMean(ROCAUCMetric("none"), NAMES)
     metric.update((PREDICTED, torch.zeros_like(LABELS)))
