@@ -3,7 +3,7 @@
     python docs/figures/make_san_masks_figure.py --data mr_hippocampus --weights dinov2_vits14.safetensors
 
 It trains the bundle on the hippocampus, 300 steps in some ten minutes, then shows, for a test volume and each class, the mask
-and the attention biases of the heads, at the patches of the transformer.
+and the attention biases of the heads, at the patches of the transformer, relative to their mean.
 """
 
 from __future__ import annotations
@@ -93,19 +93,20 @@ def draw(network: Any, image: Tensor, label: Tensor) -> None:
     seen, reference = window[0, ..., 2], labels[0, ..., 2]
     figure, axes = plt.subplots(len(CLASSES), 2 + HEADS, figsize=(2.3 * (2 + HEADS), 6.4), layout="constrained")
     for row, name in enumerate(CLASSES, 1):
-        strongest = biases[:, row].flatten(1).std(1).argsort(descending=True)[:HEADS]
+        relative = biases[:, row] - biases[:, row].mean((1, 2), keepdim=True)  # a constant changes nothing in a softmax
+        strongest = relative.flatten(1).std(1).argsort(descending=True)[:HEADS]
         panels = [("reference", (reference == row).float(), "Oranges"), ("mask", masks[row, ..., 2], "Oranges")]
-        panels += [(f"bias, head {int(head) + 1}", biases[head, row], "coolwarm") for head in strongest]
+        panels += [(f"bias, head {int(head) + 1}", relative[head], "coolwarm") for head in strongest]
         for ax, (title, values, colours) in zip(axes[row - 1], panels, strict=True):
             ax.imshow(_upright(seen), cmap="gray")
             height, width = _upright(seen).shape
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            limit = 1.0 if colours == "Oranges" else float(biases[:, row].abs().max())
+            limit = 1.0 if colours == "Oranges" else float(values.abs().max())
             low = 0.0 if colours == "Oranges" else -limit
             ax.imshow(
                 _upright(values), cmap=colours, vmin=low, vmax=limit, alpha=0.45, extent=extent, interpolation="nearest"
             )
-            ax.set(xticks=[], yticks=[], title=title if row == 1 else "")
+            ax.set(xticks=[], yticks=[], title=title if row == 1 else "", **_inside(_upright(seen)))
         axes[row - 1][0].set_ylabel(name)
     figure.savefig(OUT, dpi=90)
 
@@ -122,6 +123,12 @@ def _cropped(volume: Tensor, slice_: int) -> Tensor:
         start = (volume.shape[axis] - SIZE[axis - 1]) // 2
         volume = volume.narrow(axis, start, SIZE[axis - 1])
     return volume
+
+
+def _inside(image: Tensor) -> dict[str, tuple[float, float]]:
+    """Limits of the axes that leave the padding out."""
+    rows, columns = (torch.nonzero((image > image.min()).any(axis))[:, 0] for axis in (1, 0))
+    return {"xlim": (float(columns[0]), float(columns[-1])), "ylim": (float(rows[-1]), float(rows[0]))}
 
 
 def _upright(x: Tensor) -> Tensor:
