@@ -12,7 +12,7 @@ measured goes to ``benchmarks/results/quality/STUDY.json``, without the paths of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -42,12 +42,7 @@ def run(study: str, data: str, weights: str = "", out: str = "results", devices:
             ids["pretrained_path"] = str(_pretrained(chosen, ids, Path(out).resolve() / "pretrained"))
         methods = folder / "methods.json"
         folder.mkdir(parents=True, exist_ok=True)
-        chosen_arms = arms(chosen)
-        for arm in chosen_arms.values():
-            if "cache_dir" in arm:
-                arm["cache_dir"] = str(folder / arm["cache_dir"])
-                _run_bundle(Path(arm["bundle"]), ("train", "preload"), {**ids, **arm, "batch_size": 8})
-        methods.write_text(json.dumps(chosen_arms, indent=4) + "\n", encoding="utf-8")
+        methods.write_text(json.dumps(arms(chosen), indent=4) + "\n", encoding="utf-8")
         compare(
             str(ROOT / "bundles" / chosen.bundle),
             str(methods),
@@ -81,7 +76,6 @@ def publish(study: str, out: str = "results") -> None:
         raise ValueError(f"some runs of {study} failed; see {folder / 'report.html'}, and run it again")
     local = found.plan["settings"]
     names = {
-        str(folder / "features"): "features",
         str(Path(found.plan["bundle"]).parent): "bundles",
         str(local["dataset_dir"]): f"data/{chosen.data}",
         str(local["pretrained_path"]): WEIGHTS if chosen.weights else "pretrained/model.pt",
@@ -173,16 +167,16 @@ def _pretrained(study: Study, ids: dict[str, Any], folder: Path) -> Path:
     models = folder / study.data
     if not (models / "model.pt").is_file():
         where = {"ckpt_dir": str(models), "output_dir": str(models / "eval")}
-        _run_bundle(root, ("pretrain",), {**ids, **study.pretraining, **where})
+        _run_bundle(root, "pretrain", {**ids, **study.pretraining, **where})
     return models / "model.pt"
 
 
-def _run_bundle(root: Path, configs: Sequence[str], ids: Mapping[str, Any]) -> None:
-    """Run configs of a bundle with those of the ids that they know."""
-    files = [root / "configs" / f"{name}.json" for name in configs]
-    known = {name for file in files for name in json.loads(file.read_text(encoding="utf-8"))}
+def _run_bundle(root: Path, config: str, ids: Mapping[str, Any]) -> None:
+    """Run a config of a bundle with those of the ids that it knows."""
+    file = root / "configs" / f"{config}.json"
+    known = json.loads(file.read_text(encoding="utf-8"))
     workflow = ConfigWorkflow(
-        config_file=[str(file) for file in files],
+        config_file=str(file),
         meta_file=str(root / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train",

@@ -20,8 +20,7 @@ class Study:
     Args:
         bundle: name of its folder.
         data: name of the data set's folder.
-        methods: label -> top-level ids; ``bundle`` names the folder of another bundle. Into a ``cache_dir``, a path within the
-            study's folder, the bundle's preload.json stores before what the frozen part of the network sees.
+        methods: label -> top-level ids; ``bundle`` is the name of another bundle's folder.
         settings: top-level ids that all share.
         shots: numbers of labelled cases; ``None`` for all.
         seeds: how many.

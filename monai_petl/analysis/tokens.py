@@ -10,6 +10,7 @@ from monai.networks.nets import ViT
 from torch import Tensor, nn
 
 from monai_petl.methods.targets import vision_transformers
+from monai_petl.observe import observe
 
 __all__ = ["ScalingConditions", "expected_calibration_error", "outliers", "scaling_conditions", "token_norms"]
 
@@ -28,17 +29,7 @@ def token_norms(network: nn.Module, image: Tensor) -> Tensor:
     if not found:
         raise TypeError(f"token norms need a vision transformer (MONAI's ViT or UNETR), got {type(network).__name__}")
     vit: Any = found[0]
-    norms: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda _, __, out: norms.append(vit.norm(out).norm(dim=2))) for block in vit.blocks
-    ]
-    try:
-        with torch.no_grad():
-            network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(norms)
+    return observe(network, image, vit.blocks, lambda _, __, tokens: vit.norm(tokens).norm(dim=2))
 
 
 def outliers(norms: Tensor, factor: float = 6.0) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from monai_petl.adapt import Method, find_record
 from monai_petl.deltas import Delta, add_delta, deltas_of
 from monai_petl.methods.targets import vision_transformers
+from monai_petl.observe import observe
 
 __all__ = ["EPT", "EPT_FORMS", "EPTDelta", "attention_gates", "collapse_prompts"]
 
@@ -98,8 +99,7 @@ class EPTDelta(Delta):
             raise ValueError(
                 "EPT has no use for an attention mask; use LoRA() or VPETL() in a network that masks tokens"
             )
-        deltas = list(attention.deltas.values())
-        prompts = torch.cat([d.logits for d in deltas if isinstance(d, EPTDelta) and d.active], 1)  # of all adapters
+        prompts = _prompts(attention)
         if len(prompts) != x.shape[1]:
             raise ValueError(
                 f"EPT has prompts for {len(prompts)} tokens, and attention got {x.shape[1]}; give images of the size that the "
@@ -112,7 +112,7 @@ class EPTDelta(Delta):
         out = EPT_FORMS[self.form](q, k, v, prompts, attention.scale, dropout).to(v)
         out = attention.out_rearrange(out)
         y = attention.drop_output(attention.out_proj(out) if attention.include_fc else out)
-        for delta in deltas:  # those before this one, which ``run`` would have applied
+        for delta in attention.deltas.values():  # those before this one, which ``run`` would have applied
             if delta is self:
                 break
             if delta.active and not isinstance(delta, EPTDelta):
@@ -233,26 +233,23 @@ def attention_gates(network: nn.Module, image: Tensor) -> Tensor:
     Raises:
         ValueError: it has none.
     """
-    gates: list[Tensor] = []
 
-    def record(attention: Any, inputs: tuple, _: Tensor) -> None:
-        prompts = torch.cat([d.logits for d in attention.deltas.values() if isinstance(d, EPTDelta) and d.active], 1)
-        q, k, _ = _projected(attention, inputs[0])
-        gates.append(torch.sigmoid((q @ k.mT * attention.scale).logsumexp(-1) - _offset(prompts)))
+    def gate_of(attention: Any, x: Tensor, _: Tensor) -> Tensor:
+        q, k, _ = _projected(attention, x)
+        return torch.sigmoid((q @ k.mT * attention.scale).logsumexp(-1) - _offset(_prompts(attention)))
 
     prompted = {id(layer): layer for layer, delta in deltas_of(network) if isinstance(delta, EPTDelta) and delta.active}
     if not prompted:
         raise ValueError(
             "this network has no embedded prompts that are switched on; attach them with adapt(network, EPT())"
         )
-    hooks = [attention.register_forward_hook(record) for attention in prompted.values()]
-    try:
-        with torch.no_grad():
-            network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(gates)
+    return observe(network, image, prompted.values(), gate_of)
+
+
+def _prompts(attention: Any) -> Tensor:
+    """(N, P), of all adapters that are switched on."""
+    deltas = attention.deltas.values()
+    return torch.cat([delta.logits for delta in deltas if isinstance(delta, EPTDelta) and delta.active], 1)
 
 
 def _projected(attention: SABlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

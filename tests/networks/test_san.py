@@ -428,6 +428,14 @@ def tensor_names(path: Path) -> set[str]:
         return set(file.keys())
 
 
+@pytest.mark.parametrize(("preset", "width"), [("tiny", 144), ("small", 192), ("base", 240), ("large", 288)])
+def test_presets_differ_in_width_and_give_scores(preset: str, width: int) -> None:
+    network = SAN(backbone(), 3, (32, 32, 32), size=preset).eval()
+    assert network.side.positions.shape[2] == width
+    with torch.no_grad():
+        assert network(noise(1, 1, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+
+
 def test_the_file_holds_the_side_network_alone(tmp_path) -> None:
     network, given = adapted(start="cls+learned").eval(), noise(1, 1, 32, 32, 32)
     wanted = network(given)
