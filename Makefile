@@ -5,7 +5,7 @@ DATA ?=
 WEIGHTS ?=
 DEVICES ?=
 
-.PHONY: env demo test docs results clean
+.PHONY: env demo test test-label docs results clean
 
 env: .venv/ready
 
@@ -25,6 +25,19 @@ test: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -X warn_default_encoding -m pytest --numprocesses 2 --dist loadfile
+
+# A real MONAI Label server on loopback, in an environment of its own: it needs older versions of some packages.
+LABEL := .venv-label
+
+$(LABEL)/ready: tests/label/requirements.txt setup.cfg
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --quiet --upgrade pip
+	$(LABEL)/bin/python -m pip install --quiet --requirement tests/label/requirements.txt
+	$(LABEL)/bin/python -m pip install --quiet --no-deps monailabel==0.8.5 pydicom-seg==0.4.1 --editable .
+	touch $@
+
+test-label: env $(LABEL)/ready
+	OMP_NUM_THREADS=1 MONAI_LABEL_PYTHON="$(CURDIR)/$(LABEL)/bin/python" $(BIN)/python -X warn_default_encoding -m pytest tests/label
 
 # Every table of docs/results.md, from real data (hours): make results DATA=folder WEIGHTS=dinov2_vits14.safetensors
 results: env

@@ -297,6 +297,21 @@ def keep_frozen(network: nn.Module) -> None:
     visit(network, True)
 
 
+def keep_dropout(network: nn.Module, probability: float) -> None:
+    """Give all dropout layers this probability, and let them follow ``network.train()`` though the layers around are frozen.
+
+    Raises:
+        ValueError: it is not in 0 ... 1.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"dropout is a probability from 0 to 1, got {probability}")
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = probability
+            module.__dict__.pop("train", None)
+            module.train(network.training)
+
+
 def versions() -> dict[str, str]:
     """Versions of the libraries that an adapter was trained with."""
     return {name: importlib.metadata.version(name) for name in ("monai-petl", "monai", "torch")}

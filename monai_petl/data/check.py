@@ -146,6 +146,7 @@ def check_training_data(
     dataset_dir: PathLike,
     classes: Iterable[str],
     validation: Sequence[Mapping[str, object]] = (),
+    label_ids: Mapping[str, int] | None = None,
 ) -> None:
     """Stops before training or evaluation when the data cannot be used: the first thing in a bundle's ``run``.
 
@@ -154,19 +155,20 @@ def check_training_data(
         dataset_dir: the folder they were read from.
         classes: names of the classes; each must be known to the data set and occur in a label of ``datalist``.
         validation: further cases that are read, and need not hold every class.
+        label_ids: name -> label value; default: those of the folder.
 
     Raises:
         DataError: with a sentence for each problem: see :func:`monai_petl.data.require_data` and
             :func:`validate_cases`; or a case has no label.
     """
     classes = list(classes)
-    require_data(datalist, dataset_dir, classes)
+    ids = class_names(dataset_dir) if label_ids is None else label_ids
+    require_data(datalist, dataset_dir, classes, ids)
     alone = [str(case["image"]) for case in (*datalist, *validation) if "label" not in case]
     if alone:
         raise DataError(
             f"{alone[0]} has no label, and {len(alone)} cases in all have none; leave them out or label them"
         )
-    ids = class_names(dataset_dir)
     validate_cases(datalist, {name: ids[name] for name in classes})
     validate_cases(validation)
 

@@ -143,18 +143,25 @@ def few_shot(datalist: Sequence[T], count: int | None, seed: int = 0) -> list[T]
     return [datalist[index] for index in sorted(chosen)]
 
 
-def class_names(dataset_dir: PathLike) -> dict[str, int]:
+def class_names(dataset_dir: PathLike, default: Sequence[str] = ()) -> dict[str, int]:
     """Reads the names of the classes: ``labels`` of ``dataset.json``, else ``labels.json``. Background (0) is left out.
 
     Both directions are understood, ``{"1": "liver"}`` (Decathlon) and ``{"liver": 1}`` (nnU-Net).
 
+    Args:
+        dataset_dir: the data set's folder.
+        default: names of the label values 1, 2, ... when there is no such folder, as where MONAI Label gives the cases: it
+            numbers the classes like the network's channels.
+
     Returns:
-        name -> label value, in order of the values; empty when the folder or the table is absent.
+        name -> label value, in order of the values; empty when the folder has no table.
 
     Raises:
         DataError: when the table cannot be read, or gives a name or a value twice.
     """
     root = Path(dataset_dir)
+    if not root.is_dir():
+        return {name: value for value, name in enumerate(default, 1)}
     table = _read_json(root / "dataset.json").get("labels")
     if table is None:
         table = _read_json(root / "labels.json")
@@ -170,24 +177,30 @@ def class_names(dataset_dir: PathLike) -> dict[str, int]:
     return names
 
 
-def require_data(datalist: Sequence[Mapping[str, object]], dataset_dir: PathLike, classes: Iterable[str] = ()) -> None:
+def require_data(
+    datalist: Sequence[Mapping[str, object]],
+    dataset_dir: PathLike,
+    classes: Iterable[str] = (),
+    label_ids: Mapping[str, int] | None = None,
+) -> None:
     """Stops with a clear sentence when there is nothing to train or test on. To be called first in a bundle's ``run``.
 
     Args:
-        datalist: what :func:`load_datalist` gave.
+        datalist: what :func:`load_datalist` gave, or cases from elsewhere.
         dataset_dir: the folder it was read from.
         classes: names that the data set has to know.
+        label_ids: name -> label value; default: those of the folder.
 
     Raises:
         DataError: when the list is empty or a class is unknown.
     """
     remedy = "Give the data set's folder as --dataset_dir; docs/data.md describes its layout."
     root = Path(dataset_dir)
-    if not root.is_dir():
+    if not datalist and not root.is_dir():
         raise DataError(f"dataset_dir names no folder: {root}. {remedy}")
     if not datalist:
         raise DataError(f"no cases were found in dataset_dir {root}. {remedy}")
-    known = class_names(root)
+    known = class_names(root) if label_ids is None else label_ids
     unknown = [name for name in classes if name not in known]
     if unknown:
         names = ", ".join(known) or "not named"

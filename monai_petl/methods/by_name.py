@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from monai_petl.adapt import Method, adapt
+from monai_petl.adapt import Method, adapt, keep_dropout
 from monai_petl.deltas import deltas_of
 from monai_petl.methods.aim import AIM
 from monai_petl.methods.ept import EPT
@@ -68,7 +68,11 @@ def method_by_name(name: str, options: Mapping[str, Any] | None = None) -> Metho
 
 
 def adapt_by_name(
-    network: Network, method: str, also_train: Sequence[str] = (), options: Mapping[str, Any] | None = None
+    network: Network,
+    method: str,
+    also_train: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    dropout: float | None = None,
 ) -> Network:
     """Freeze a network, attach the method of this name, and let the head train besides.
 
@@ -77,6 +81,8 @@ def adapt_by_name(
         method: a key of :data:`METHODS`.
         also_train: names or patterns of the head, which trains with every method.
         options: arguments of the method.
+        dropout: probability of all its dropout layers in training mode, also of those in the frozen part, which are off
+            otherwise: for uncertainty by repeated predictions (Monte Carlo dropout), as MONAI Label's scoring makes them.
 
     Returns:
         The same network; its adapter is called after the method.
@@ -87,6 +93,8 @@ def adapt_by_name(
     chosen = method_by_name(method, options)
     whole = isinstance(chosen, FullFineTuning)
     adapt(network, [] if chosen is None else chosen, () if whole else also_train, name=method)
+    if dropout is not None:
+        keep_dropout(network, dropout)
     logger.info("%s:\n%s", method, summary(network))
     return network
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TypeVar
 
@@ -14,15 +15,19 @@ from monai_petl.switching import remove_adapter
 
 __all__ = ["load_trained"]
 
+logger = logging.getLogger(__name__)
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_trained(network: Network, path: str | os.PathLike, adapter_path: str | os.PathLike | None = None) -> Network:
+def load_trained(
+    network: Network, path: str | os.PathLike | None, adapter_path: str | os.PathLike | None = None
+) -> Network:
     """Load a trained network: from its own file, or as an adapter on the backbone whose weights it has already.
 
     Args:
         network: changed in place; adapted by the method that the file was trained with, when it is a whole network.
-        path: state dict of the whole network; not read when there is an adapter.
+        path: state dict of the whole network; not read when there is an adapter. ``None`` leaves the weights.
         adapter_path: the adapter's file, which knows its method.
 
     Returns:
@@ -37,6 +42,8 @@ def load_trained(network: Network, path: str | os.PathLike, adapter_path: str | 
             remove_adapter(network, name)
         load_adapter(network, adapter_path)
         return network
+    if path is None:
+        return network
     state = read_state_dict(path, "Run the bundle's train.json first, or give its place as --ckpt_path")
     own = network.state_dict()
     wrong = [n for n in own if not isinstance(state.get(n), Tensor) or state[n].shape != own[n].shape]
@@ -47,4 +54,5 @@ def load_trained(network: Network, path: str | os.PathLike, adapter_path: str | 
             f"shape ({', '.join(wrong[:3])}). Use the method and the network settings that the file was trained with"
         )
     network.load_state_dict(state)
+    logger.info("%s: the whole network", path)
     return network

@@ -8,10 +8,12 @@ from monai_petl.transforms.class_label import SampleClassLabeld
 from monai_petl.transforms.coordinates import AddCoordinatesd
 from monai_petl.transforms.features import LoadFeaturesd
 from monai_petl.transforms.labels import SelectClassesd
+from monai_petl.transforms.spacing import GuardedSpacingd
 from monai_petl.transforms.views import RandViewd, StudentTeacherViewsd, ViewAugmentation
 
 __all__ = [
     "AddCoordinatesd",
+    "GuardedSpacingd",
     "LoadFeaturesd",
     "RandViewd",
     "RequireContentd",

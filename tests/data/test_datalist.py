@@ -165,6 +165,11 @@ def test_class_names_are_read_in_both_directions(tmp_path, file, contents):
     assert list(class_names(tmp_path).items()) == [("liver", 1), ("spleen", 2)]
 
 
+def test_without_a_folder_classes_are_numbered_in_their_order(tmp_path):
+    assert class_names(tmp_path / "none", ["liver", "spleen"]) == {"liver": 1, "spleen": 2}
+    assert class_names(tmp_path, ["liver", "spleen"]) == {}  # a folder without a table says nothing of its labels
+
+
 @pytest.mark.parametrize("labels", [{"1": "liver", "2": "liver"}, {"liver": "one"}, ["liver"], {"a": 1, "b": 1}])
 def test_an_ambiguous_table_of_classes_is_refused(tmp_path, labels):
     decathlon(tmp_path, labels=labels)
