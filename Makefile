@@ -5,7 +5,7 @@ DATA ?=
 WEIGHTS ?=
 DEVICES ?=
 
-.PHONY: env demo test test-label docs results clean
+.PHONY: env demo test test-label support docs results clean
 
 env: .venv/ready
 
@@ -36,8 +36,17 @@ $(LABEL)/ready: tests/label/requirements.txt setup.cfg
 	$(LABEL)/bin/python -m pip install --quiet --no-deps monailabel==0.8.5 pydicom-seg==0.4.1 --editable .
 	touch $@
 
+LABEL_TEST := OMP_NUM_THREADS=1 MONAI_LABEL_PYTHON="$(CURDIR)/$(LABEL)/bin/python" $(BIN)/python -X warn_default_encoding -m pytest tests/label
+
 test-label: env $(LABEL)/ready
-	OMP_NUM_THREADS=1 MONAI_LABEL_PYTHON="$(CURDIR)/$(LABEL)/bin/python" $(BIN)/python -X warn_default_encoding -m pytest tests/label
+	$(LABEL_TEST)
+
+# The table of docs/bundles.md, from what the checks of every bundle and the server's test find.
+support: env $(LABEL)/ready
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m monai_petl bundle verify $(wildcard bundles/*) --schema tests/schemas/meta_schema_20240725.json --out build/verify.json
+	$(LABEL_TEST) --junitxml build/label.xml
+	$(BIN)/python docs/support_table.py build/verify.json build/label.xml
 
 # Every table of docs/results.md, from real data (hours): make results DATA=folder WEIGHTS=dinov2_vits14.safetensors
 results: env

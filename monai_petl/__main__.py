@@ -118,6 +118,58 @@ class Data:
             sys.exit(1)
 
 
+class Bundle:
+    """Bundles: check them, pack them, make one for other classes."""
+
+    def verify(self, *bundles: str, schema: str | None = None, out: str | None = None, checks: Any = None) -> None:
+        """Run every check of bundles, offline, and print what was found. Ends with 1 when one fails.
+
+        Args:
+            bundles: their folders.
+            schema: file of the metadata's schema, meta_schema_20240725.json; that check is skipped without it.
+            out: JSON file to write what was found to.
+            checks: names of checks, "network,train"; default all.
+        """
+        from monai_petl.bundle.verify import verify
+
+        chosen = tuple(checks.split(",") if isinstance(checks, str) else checks) if checks else None
+        done = []
+        for bundle in bundles:
+            print(Path(bundle).resolve().name, flush=True)
+            done.append(verify(bundle, schema, chosen, told=lambda line: print(line, flush=True)))
+        if out is not None:
+            Path(out).write_text(json.dumps([found.to_dict() for found in done], indent=4) + "\n", encoding="utf-8")
+        if not all(found.ok for found in done):
+            sys.exit(1)
+
+    def pack(self, bundle: str, out: str = ".", url: str | None = None, adapter: str | None = None) -> None:
+        """Write <name>_v<version>.zip for the Model Zoo.
+
+        Args:
+            bundle: its folder.
+            out: folder of the zip.
+            url: where the file can be downloaded that is too large for the zip, or the adapter's backbone.
+            adapter: an adapter in the bundle's models, to be packed in place of the network.
+        """
+        from monai_petl.bundle.pack import pack
+
+        print(pack(bundle, out, url, adapter))
+
+    def new_class(self, bundle: str, out: str, class_names: Any, weights: str | None = None) -> None:
+        """Write a copy of a bundle for other classes, with a network that serves and learns.
+
+        Args:
+            bundle: its folder.
+            out: folder to write; its name ends in _segmentation or _classification like the bundle's.
+            class_names: "liver,pancreas", all of them; for PUNet the last one is the new one.
+            weights: the pre-trained file, as train.json takes it; default the bundle's models/model.pt.
+        """
+        from monai_petl.bundle.new_class import new_class
+
+        names = class_names.split(",") if isinstance(class_names, str) else [str(name) for name in class_names]
+        print(new_class(bundle, out, names, weights))
+
+
 def inflate(
     source: str,
     out: str,
@@ -189,7 +241,15 @@ def _need_report() -> None:
 
 def main() -> None:
     """Run a verb; an error that a user can mend is one sentence and exit code 1."""
-    verbs = {"summary": summary, "adapter": Adapter, "data": Data, "inflate": inflate, "compare": compare, "demo": demo}
+    verbs = {
+        "summary": summary,
+        "adapter": Adapter,
+        "bundle": Bundle,
+        "data": Data,
+        "inflate": inflate,
+        "compare": compare,
+        "demo": demo,
+    }
     try:
         fire.Fire(verbs, name="python -m monai_petl")
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Work with bundle folders."""
 
 from monai_petl.bundle.config import choose, network_of_config, root_cause
+from monai_petl.bundle.folder import BundleFolder, items_of
 
-__all__ = ["choose", "network_of_config", "root_cause"]
+__all__ = ["BundleFolder", "choose", "items_of", "network_of_config", "root_cause"]

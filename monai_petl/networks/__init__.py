@@ -6,6 +6,7 @@ from monai_petl.networks.punet import PUNET_CONFIGURATIONS, PUNet, PUNetOutput
 from monai_petl.networks.punet_weights import load_punet, load_punet_backbone
 from monai_petl.networks.san import SAN, SAN_WIDTHS
 from monai_petl.networks.slices import Slices, slices_of
+from monai_petl.networks.state_files import save_network
 from monai_petl.networks.swin_weights import load_swin_unetr
 from monai_petl.networks.trained_weights import load_trained
 from monai_petl.networks.vit_classifier import ViTClassifier
@@ -33,6 +34,7 @@ __all__ = [
     "load_punet_backbone",
     "load_swin_unetr",
     "load_trained",
+    "save_network",
     "slices_of",
     "vit_backbone",
 ]

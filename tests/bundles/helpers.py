@@ -19,30 +19,49 @@ from monai.bundle import ConfigWorkflow
 from monai.networks.nets import SwinUNETR
 from torch import Tensor
 
+from monai_petl.bundle import BundleFolder
 from tests.inflation.sources import timm_vit
 
 REPOSITORY = Path(__file__).parents[2]
 SIZE, SPACING = (32, 32, 6), (8.0, 8.0, 10.0)  # of the phantoms: voxels, and mm
-BASE_CLASSES = ["liver", "spleen"]
+
+
+BASE_CLASSES = ["liver", "spleen"]  # of PUNet: the kidney is taught
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle of the repository, with settings for each of its configs that make it small.
-
-    Attributes:
-        name: of its folder.
-        settings: config -> overrides; the keys are the configs that can be run.
-        shallow: overrides of the network for export, which takes long for each layer.
-        input_shape: of the network, with these settings.
-        source: fixture with the file that its trainings start from.
-    """
+    """A bundle of the repository, with the settings of its small.json for each of its configs."""
 
     name: str
-    settings: dict[str, dict[str, Any]]
-    shallow: dict[str, Any]
-    input_shape: tuple[int, ...]
-    source: str
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Config -> overrides that make it small; the keys are the configs that can be run."""
+        folder, found = BundleFolder(self.path), {}
+        for config in folder.configs:
+            if config in ("pretrain", "train", "evaluate", "inference"):
+                found[config] = folder.sizes(config)
+                if self.name == "punet_ct_segmentation" and config != "inference":
+                    found[config] = {**found[config], "base_classes": BASE_CLASSES}
+        return found
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the network, with these settings."""
+        return BundleFolder(self.path).input_shape
+
+    @property
+    def source(self) -> str:
+        """Fixture with the file that its trainings start from."""
+        start = self.config("train")["pretrained_path"]
+        return (
+            "pretrained_punet"
+            if start == "@ckpt_path"
+            else "checkpoint"
+            if "safetensors" in start
+            else "swin_checkpoint"
+        )
 
     @property
     def path(self) -> Path:
@@ -85,103 +104,14 @@ class Bundle:
         return flow
 
 
-SHORT = {"batch_size": 2, "epochs": 2, "epoch_length": 2, "val_interval": 1, "cache_rate": 1.0}
-
-NETWORK = {"channels": [8, 8, 16, 16, 24], "tokens_per_class": 4}
-INFERENCE = {**NETWORK, "spacing": list(SPACING), "patch_size": [32, 32, 1], "num_workers": 0}
-TRAINING = {**INFERENCE, **SHORT, "base_classes": BASE_CLASSES, "slab_size": [32, 32, 1]}
-PRETRAINING = {**TRAINING, "teacher_size": [32, 32, 1], "student_sizes": [[32, 32, 1], [32, 32, 1]]}
-PUNET = Bundle(
-    "punet_ct_segmentation",
-    {"pretrain": PRETRAINING, "train": TRAINING, "evaluate": TRAINING, "inference": INFERENCE},
-    {**NETWORK, "channels": [8, 8, 16]},
-    (1, 1, 32, 32, 1),
-    "pretrained_punet",
-)
+BUNDLES = tuple(Bundle(path.name) for path in sorted((REPOSITORY / "bundles").iterdir()))
+SEGMENTERS = tuple(bundle for bundle in BUNDLES if "segmentation" in bundle.name)
+CLASSIFIERS = tuple(bundle for bundle in BUNDLES if "classification" in bundle.name)
+PUNET, INFLATED, AIM = (Bundle(f"{name}_segmentation") for name in ("punet_ct", "inflated_vit", "aim_vit"))
+LORA, VPETL = Bundle("lora_swin_unetr_segmentation"), Bundle("vpetl_swin_unetr_segmentation")
+CLASSIFIER, EMBEDDED_PROMPTS, FINE_GRAINED = (Bundle(f"{name}_vit_classification") for name in ("lora", "ept", "fpt"))
+SIDE_ADAPTER = Bundle("san_vit_segmentation")
 BUNDLE, copy_bundle, config_files, workflow, run = PUNET.path, PUNET.copy, PUNET.config_files, PUNET.workflow, PUNET.run
-
-VIT = {"hidden_size": 24, "mlp_dim": 96, "num_layers": 4, "num_heads": 4, "token_size": [8, 8, 3], "feature_size": 4}
-VIT_INFERENCE = {**VIT, "spacing": list(SPACING), "patch_size": [32, 32, 3], "num_workers": 0}
-VIT_TRAINING = {**VIT_INFERENCE, **SHORT, "slab_size": [32, 32, 3]}
-INFLATED = Bundle(
-    "inflated_vit_segmentation",
-    {"train": VIT_TRAINING, "evaluate": VIT_TRAINING, "inference": VIT_INFERENCE},
-    {**VIT, "patch_size": [32, 32, 3], "num_layers": 2},
-    (1, 1, 32, 32, 3),
-    "checkpoint",
-)
-
-SWIN = {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 2, 2], "patch_size": [64, 32, 32]}
-SWIN_INFERENCE = {**SWIN, "spacing": list(SPACING), "num_workers": 0}
-SWIN_TRAINING = {**SWIN_INFERENCE, **SHORT, "samples_per_volume": 1}
-LORA, VPETL = (
-    Bundle(
-        f"{method}_swin_unetr_segmentation",
-        {"train": SWIN_TRAINING, "evaluate": SWIN_TRAINING, "inference": SWIN_INFERENCE},
-        SWIN,
-        (1, 1, 64, 32, 32),
-        "swin_checkpoint",
-    )
-    for method in ("lora", "vpetl")
-)
-
-AIM_INFERENCE = {**VIT_INFERENCE, "token_size": [8, 8], "patch_size": [32, 32, 4]}
-AIM_TRAINING = {**AIM_INFERENCE, **SHORT, "slab_size": [32, 32, 4]}
-AIM = Bundle(
-    "aim_vit_segmentation",
-    {"train": AIM_TRAINING, "evaluate": AIM_TRAINING, "inference": AIM_INFERENCE},
-    {**VIT, "token_size": [8, 8], "patch_size": [32, 32, 4], "num_layers": 2},
-    (1, 1, 32, 32, 4),
-    "checkpoint",
-)
-
-SAN_SIZES = {key: value for key, value in VIT.items() if key != "feature_size"}
-SAN_SIZES |= {"side_size": "tiny", "token_size": [8, 8, 2]}
-SAN_INFERENCE = {**SAN_SIZES, "spacing": list(SPACING), "patch_size": [32, 32, 4], "num_workers": 0}
-SAN_TRAINING = {**SAN_INFERENCE, **SHORT, "slab_size": [32, 32, 4]}
-SIDE_ADAPTER = Bundle(
-    "san_vit_segmentation",
-    {"train": SAN_TRAINING, "evaluate": SAN_TRAINING, "inference": SAN_INFERENCE},
-    {**SAN_SIZES, "patch_size": [32, 32, 4]},
-    (1, 1, 32, 32, 4),
-    "checkpoint",
-)
-
-CLASSES = {**VIT, "token_size": [8, 8], "img_size": [32, 32]}
-del CLASSES["feature_size"]
-CLASSES_INFERENCE = {**CLASSES, "num_workers": 0, "batch_size": 2}
-CLASSES_TRAINING = {**CLASSES_INFERENCE, **SHORT}
-CLASSIFIER = Bundle(
-    "lora_vit_classification",
-    {"train": CLASSES_TRAINING, "evaluate": CLASSES_TRAINING, "inference": CLASSES_INFERENCE},
-    {**CLASSES, "num_layers": 2},
-    (1, 3, 32, 32),
-    "checkpoint",
-)
-
-EMBEDDED_PROMPTS = Bundle(
-    "ept_vit_classification",
-    {"train": CLASSES_TRAINING, "evaluate": CLASSES_TRAINING, "inference": CLASSES_INFERENCE},
-    {**CLASSES, "num_layers": 2},
-    (1, 3, 32, 32),
-    "checkpoint",
-)
-
-FINE_SIZES = {**CLASSES, "pretrained_size": [32, 32], "img_size": [64, 64], "side_size": [32, 32], "side_width": 24}
-FINE_SIZES |= {"side_heads": 3, "num_prompts": 4}
-FINE_INFERENCE = {**FINE_SIZES, "num_workers": 0, "batch_size": 2}
-FINE_TRAINING = {**FINE_INFERENCE, **SHORT}
-FINE_GRAINED = Bundle(
-    "fpt_vit_classification",
-    {"train": FINE_TRAINING, "evaluate": FINE_TRAINING, "inference": FINE_INFERENCE},
-    {**FINE_SIZES, "num_layers": 2},
-    (1, 3, 64, 64),
-    "checkpoint",
-)
-
-SEGMENTERS = (PUNET, INFLATED, LORA, VPETL, AIM, SIDE_ADAPTER)
-CLASSIFIERS = (CLASSIFIER, EMBEDDED_PROMPTS, FINE_GRAINED)
-BUNDLES = (*SEGMENTERS, *CLASSIFIERS)
 RUNS = [(bundle, config) for bundle in BUNDLES for config in bundle.settings]
 
 
@@ -201,7 +131,8 @@ def swin_state(classes: int = 14) -> dict[str, Tensor]:
     """A SwinUNETR with random weights, always the same, with another number of classes than the bundles'."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = {"depths": SWIN["depths"], "num_heads": SWIN["num_heads"], "feature_size": SWIN["feature_size"]}
+        small = LORA.settings["train"]
+        sizes = {name: small[name] for name in ("depths", "num_heads", "feature_size")}
         return SwinUNETR(1, classes, **sizes).state_dict()
 
 

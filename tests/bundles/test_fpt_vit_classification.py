@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from monai_petl import inspect_adapter
-from tests.bundles.helpers import FINE_GRAINED, FINE_TRAINING, messages, parsed, refusal
+from tests.bundles.helpers import FINE_GRAINED, messages, parsed, refusal
 
 LEARNING = {"epochs": 2, "epoch_length": 30, "lr": 5e-3, "val_interval": 2}
 
@@ -19,7 +19,7 @@ LEARNING = {"epochs": 2, "epoch_length": 30, "lr": 5e-3, "val_interval": 2}
 def preload(root: Path, images: Path, cache: Path, **options) -> ConfigWorkflow:
     configs = FINE_GRAINED.path / "configs"
     settings = {
-        **FINE_TRAINING,
+        **FINE_GRAINED.settings["train"],
         "bundle_root": str(root),
         "dataset_dir": str(images),
         "cache_dir": str(cache),

@@ -22,7 +22,6 @@ from monai_petl.methods import METHODS
 from monai_petl.networks import load_backbone
 from tests.bundles.helpers import (
     INFLATED,
-    VIT_TRAINING,
     Trained,
     checkpoint_state,
     command,
@@ -171,7 +170,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path, data: Path, checkpoin
     flow.run()
     [saved] = (tmp_path / "eval" / "checkpoints").glob("*.pt")
     flow = INFLATED.run("train", tmp_path, data, **settings, resume_path=str(saved))
-    assert parsed(flow, "lr_scheduler").last_epoch == 3 * VIT_TRAINING["epoch_length"]
+    assert parsed(flow, "lr_scheduler").last_epoch == 3 * INFLATED.settings["train"]["epoch_length"]
 
 
 def test_two_losses_can_be_chosen(tmp_path: Path, data: Path) -> None:
@@ -283,7 +282,7 @@ def test_two_processes_train_one_model(method: str, tmp_path: Path, data: Path, 
     bundle = INFLATED.copy(tmp_path)
     files = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
-    settings = {**VIT_TRAINING, "epochs": 1, "method": method, "pretrained_path": checkpoint}
+    settings = {**INFLATED.settings["train"], "epochs": 1, "method": method, "pretrained_path": checkpoint}
     overrides = {**settings, "config_file": files, "bundle_root": bundle, "dataset_dir": data}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

@@ -16,7 +16,6 @@ from PIL import Image
 
 from monai_petl import inspect_adapter
 from tests.bundles.helpers import (
-    CLASSES_TRAINING,
     CLASSIFIER,
     Bundle,
     Trained,
@@ -152,7 +151,7 @@ def test_two_processes_train_one_model(tmp_path: Path, images: Path, checkpoint:
     bundle = CLASSIFIER.copy(tmp_path)
     files = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
-    settings = {**CLASSES_TRAINING, "epochs": 1, "pretrained_path": checkpoint}
+    settings = {**CLASSIFIER.settings["train"], "epochs": 1, "pretrained_path": checkpoint}
     overrides = {**settings, "config_file": files, "bundle_root": bundle, "dataset_dir": images}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

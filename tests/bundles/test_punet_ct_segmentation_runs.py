@@ -19,8 +19,7 @@ from monai.bundle import ConfigWorkflow
 from monai_petl import inspect_adapter
 from monai_petl.methods import PUNET_METHODS
 from tests.bundles.helpers import (
-    PRETRAINING,
-    TRAINING,
+    PUNET,
     Trained,
     command,
     config_files,
@@ -132,7 +131,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path, data: Path, pretraine
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: epochs.append(engine.state.epoch))
     flow.run()
     assert epochs == [3]
-    assert parsed(flow, "lr_scheduler").last_epoch == 3 * TRAINING["epoch_length"]
+    assert parsed(flow, "lr_scheduler").last_epoch == 3 * PUNET.settings["train"]["epoch_length"]
 
 
 def test_the_losses_are_chosen_by_name(tmp_path: Path, data: Path) -> None:
@@ -333,11 +332,11 @@ def in_two_processes(config: str, settings: dict[str, Any], bundle: Path, data: 
 @pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path: Path, data: Path) -> None:
     bundle = copy_bundle(tmp_path)
-    in_two_processes("pretrain", {**PRETRAINING, "epochs": 1}, bundle, data, tmp_path)
+    in_two_processes("pretrain", {**PUNET.settings["pretrain"], "epochs": 1}, bundle, data, tmp_path)
     assert [path.name for path in files_below(bundle / "models")] == ["model.pt"]
     assert len(list((bundle / "eval" / "checkpoints").iterdir())) == 1
     before = state_in(bundle / "models" / "model.pt")
-    in_two_processes("train", {**TRAINING, "epochs": 1}, bundle, data, tmp_path)
+    in_two_processes("train", {**PUNET.settings["train"], "epochs": 1}, bundle, data, tmp_path)
     names = {path.name for path in files_below(bundle / "models")}
     assert names == {"model.pt", "kidney.safetensors"}
     after = state_in(bundle / "models" / "model.pt")

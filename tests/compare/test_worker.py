@@ -18,7 +18,7 @@ from monai_petl.adapters import inspect_adapter
 from monai_petl.compare.pictures import PictureTaker
 from monai_petl.compare.worker import _Answers, _names, run_job
 from monai_petl.data import make_phantom_dataset
-from tests.bundles.helpers import AIM, INFLATED, REPOSITORY, SIZE, SPACING, VIT_TRAINING
+from tests.bundles.helpers import AIM, INFLATED, REPOSITORY, SIZE, SPACING
 
 LENGTH = {"epochs": 2, "epoch_length": 3}
 
@@ -31,7 +31,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict:
     work = tmp_path_factory.mktemp("work")
-    ids = {**VIT_TRAINING, **LENGTH, "method": "lora", "dataset_dir": str(data), "pretrained_path": None, "seed": 0}
+    ids = {
+        **INFLATED.settings["train"],
+        **LENGTH,
+        "method": "lora",
+        "dataset_dir": str(data),
+        "pretrained_path": None,
+        "seed": 0,
+    }
     ids |= {"num_labelled": 2, "class_names": ["liver", "spleen"], "cache_rate": 0.0}
     pictures = {"pictures": 2, "picture_file": str(work / "pictures.npz")}
     return {
@@ -113,7 +120,7 @@ def test_scores_of_images_have_the_balanced_accuracy_as_their_mean() -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, data: Path) -> None:
-    ids = {**VIT_TRAINING, **LENGTH, "dataset_dir": data, "pretrained_path": None}
+    ids = {**INFLATED.settings["train"], **LENGTH, "dataset_dir": data, "pretrained_path": None}
     del ids["val_interval"]
     sizes = {"token_size": [8, 8], "patch_size": [32, 32, 4], "slab_size": [32, 32, 4]}
     arms = {"head": {}, "sorcery": {"method": "sorcery"}, "slices": {"bundle": str(AIM.path), "method": "aim", **sizes}}

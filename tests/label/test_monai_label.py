@@ -27,8 +27,9 @@ import numpy as np
 import pytest
 import torch
 
+from docs.support_table import rows_in
 from monai_petl.data import class_names, make_phantom_dataset
-from tests.bundles.helpers import SEGMENTERS, SIZE, SPACING, Bundle, named, parsed, state_in
+from tests.bundles.helpers import REPOSITORY, SEGMENTERS, SIZE, SPACING, Bundle, named, parsed, state_in
 
 PYTHON = os.environ.get("MONAI_LABEL_PYTHON")
 pytestmark = [
@@ -235,6 +236,7 @@ def test_a_bundle_infers_learns_from_one_and_from_two_labels_and_is_reloaded(
     flow = bundle.workflow("inference", model.parents[1], tmp_path)
     assert written == set(parsed(flow, "network_def").state_dict())
     assert not re.search(r"keys don't match", server.log.read_text(encoding="utf-8", errors="replace"))
+    assert rows_in(REPOSITORY / "docs" / "bundles.md").get(bundle.name, {}).get("MONAI Label", "yes") == "yes"
 
 
 def digest(path: Path) -> str:

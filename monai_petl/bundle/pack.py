@@ -1,0 +1,176 @@
+"""Pack a bundle for the Model Zoo: a zip without the frozen backbone, which is named with its hash instead."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from monai.bundle import ConfigParser
+
+from monai_petl.bundle.folder import BundleFolder
+
+__all__ = ["Packed", "pack"]
+
+LARGEST = 25 * 2**20  # bytes of a file in the Model Zoo's repository
+LEFT_OUT = ("eval", "data", "models", "__pycache__")
+DATE = (1980, 1, 1, 0, 0, 0)  # of every file in the zip, so that the same bundle gives the same bytes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed bundle.
+
+    Attributes:
+        path: of the zip.
+        files: names in it, with their bytes.
+        large: what large_files.yml names in place of files that are not in it.
+        sha256: of the zip.
+        rebuild: the command that makes ``models/model.pt`` in the unpacked folder; empty where the zip holds it.
+    """
+
+    path: Path
+    files: dict[str, int]
+    large: tuple[dict[str, str], ...]
+    sha256: str
+    rebuild: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.path.stat().st_size:,} bytes, {len(self.files)} files, sha256 {self.sha256}"]
+        lines += [f"not in it, in large_files.yml: {entry['path']} from {entry['url']}" for entry in self.large]
+        lines += [f"its models/model.pt is made by, in the unpacked folder: {self.rebuild}"] if self.rebuild else []
+        return "\n".join(lines)
+
+
+def pack(
+    bundle: str | os.PathLike,
+    out: str | os.PathLike = ".",
+    url: str | None = None,
+    adapter: str | os.PathLike | None = None,
+    check: bool = True,
+) -> Packed:
+    """Write ``<name>_v<version>.zip`` as the Model Zoo takes it.
+
+    With an adapter the zip holds that file in place of the network; the backbone that it was trained on becomes an entry of
+    ``large_files.yml`` with its sha256, and one offline command puts both together again. Without one, the zip holds
+    ``models/model.pt`` where that is at most 25 MB, and else an entry for it.
+
+    Args:
+        bundle: its folder.
+        out: folder of the zip.
+        url: where the large file can be downloaded, directly.
+        adapter: a file below the bundle's ``models``.
+        check: make the checks of the bundle's files first.
+
+    Returns:
+        What was packed.
+
+    Raises:
+        FileNotFoundError: there is no bundle, adapter or backbone.
+        ValueError: the bundle does not pass a check, a large file has no ``url``, or backbone and adapter do not make
+            ``models/model.pt``.
+        OSError: the zip cannot be written.
+    """
+    folder = BundleFolder(bundle)
+    if check:
+        _require_sound(folder)
+    chosen = {
+        path.relative_to(folder.root).as_posix(): path
+        for path in sorted(folder.root.rglob("*"))
+        if path.is_file() and path.relative_to(folder.root).parts[0] not in (*LEFT_OUT, "large_files.yml")
+    }
+    large: list[dict[str, str]] = []
+    rebuild = ""
+    if adapter is not None:
+        held = _below(folder, Path(adapter))
+        backbone = _backbone(folder)
+        chosen[held] = folder.root / held
+        large.append(_entry(folder, backbone, url))
+        rebuild = "python -m monai.bundle run rebuild --config_file configs/inference.json"
+        rebuild += f" --adapter_path {held}" if "adapter_path" in folder.config("inference") else ""
+        if folder.model.is_file():
+            _require_same(folder, held)
+    elif folder.model.is_file():
+        if folder.model.stat().st_size <= LARGEST:
+            chosen["models/model.pt"] = folder.model
+        else:
+            large.append(_entry(folder, "models/model.pt", url))
+    version = folder.metadata["version"]
+    target = Path(out) / f"{folder.name}_v{version}.zip"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    texts = {"large_files.yml": yaml.safe_dump({"large_files": large}, sort_keys=False)} if large else {}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
+        part = Path(partial) / target.name
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+            contents = {name: path.read_bytes() for name, path in chosen.items()}
+            contents |= {name: text.encode() for name, text in texts.items()}
+            for name, data in sorted(contents.items()):
+                info = zipfile.ZipInfo(f"{folder.name}/{name}", DATE)
+                info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                archive.writestr(info, data)
+        digest = hashlib.sha256(part.read_bytes()).hexdigest()
+        os.replace(part, target)
+    return Packed(target, {name: len(data) for name, data in contents.items()}, tuple(large), digest, rebuild)
+
+
+def _require_sound(folder: BundleFolder) -> None:
+    from monai_petl.bundle.checks import FILE_CHECKS, CheckError, SkippedError
+
+    for name, act in FILE_CHECKS.items():
+        try:
+            act(folder)
+        except SkippedError:
+            continue
+        except CheckError as error:
+            raise ValueError(f"{folder.name} does not pass the check of its {name}: {error}") from error
+
+
+def _below(folder: BundleFolder, path: Path) -> str:
+    path = path if path.is_file() else folder.root / path
+    if not path.is_file():
+        raise FileNotFoundError(f"no adapter at {path}")
+    if not path.resolve().is_relative_to(folder.root / "models"):
+        raise ValueError(f"{path} is not below {folder.root / 'models'}; put it there, such as to models/adapters")
+    return path.resolve().relative_to(folder.root).as_posix()
+
+
+def _backbone(folder: BundleFolder) -> str:
+    """Where inference.json looks for the backbone, from the bundle's folder."""
+    config = folder.config("inference")
+    parser = ConfigParser({**config, "bundle_root": str(folder.root)})
+    path = Path(parser.get_parsed_content("pretrained_path" if "pretrained_path" in config else "ckpt_path"))
+    if not path.is_file():
+        raise FileNotFoundError(f"no backbone at {path}; put the file there that the adapter was trained on")
+    return path.resolve().relative_to(folder.root).as_posix()
+
+
+def _entry(folder: BundleFolder, name: str, url: str | None) -> dict[str, str]:
+    if not url:
+        size = (folder.root / name).stat().st_size
+        raise ValueError(f"{name} ({size:,} bytes) does not go into the zip; say where it can be downloaded, as url")
+    with (folder.root / name).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
+    return {"path": name, "url": url, "hash_val": digest.hexdigest(), "hash_type": "sha256"}
+
+
+def _require_same(folder: BundleFolder, adapter: str) -> None:
+    """Backbone and adapter together are the network that was trained."""
+    import torch
+
+    from monai_petl.networks.state_files import read_state_dict
+
+    parser = ConfigParser(folder.config("inference"))
+    parser["bundle_root"], parser["adapter_path"] = str(folder.root), str(folder.root / adapter)
+    parser.get_parsed_content("load_weights")
+    made = parser.get_parsed_content("network_def").state_dict()
+    kept = read_state_dict(folder.model, "")
+    differ = [n for n in {*made, *kept} if n not in made or n not in kept or not torch.equal(made[n], kept[n])]
+    if differ:
+        raise ValueError(
+            f"{adapter} on the backbone is not the network in models/model.pt: {len(differ)} tensors differ, such as "
+            f"{sorted(differ)[0]}. Pack the adapter of that training, or leave model.pt away"
+        )

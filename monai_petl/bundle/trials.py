@@ -1,0 +1,391 @@
+"""What a bundle has to do: its network, its configs on toy data, export. With the ids of small.json, on the CPU, in seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigWorkflow, ckpt_export, load, onnx_export, verify_net_in_out
+from torch import Tensor, nn
+
+from monai_petl.bundle.checks import CheckError, SkippedError
+from monai_petl.bundle.folder import BundleFolder
+from monai_petl.bundle.pack import pack
+from monai_petl.bundle.toy_data import make_toy_pictures, make_toy_volumes
+from monai_petl.networks.state_files import read_state_dict
+
+__all__ = ["TRIALS", "Trial"]
+
+WITHOUT_PACKAGE = """
+import sys, traceback
+from importlib.abc import MetaPathFinder
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "monai_petl":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from monai.bundle import ckpt_export, load, run, verify_net_in_out
+root, name = sys.argv[1:]
+config, meta = f"{root}/configs/inference.json", f"{root}/configs/metadata.json"
+for label, entry in {
+    "run": lambda: run(config_file=config),
+    "train": lambda: run(config_file=f"{root}/configs/train.json"),
+    "verify_net_in_out": lambda: verify_net_in_out("network_def", config_file=config, meta_file=meta),
+    "ckpt_export": lambda: ckpt_export("network_def", "model.ts", f"{root}/models/model.pt", meta, config),
+    "load": lambda: load(name, bundle_dir=f"{root}/.."),
+}.items():
+    try:
+        entry()
+        said = "no error"
+    except Exception:
+        said = traceback.format_exc()
+    print("" if "pip install monai-petl" in said else f"{label}: {said.splitlines()[-1]}", end="\\n")
+"""
+
+
+class Trial:
+    """A scratch copy of a bundle with small sizes, in a folder with spaces in its path, and toy data for it.
+
+    Args:
+        bundle: is not changed.
+        scratch: an empty folder.
+    """
+
+    def __init__(self, bundle: BundleFolder, scratch: Path) -> None:
+        self.source, self.scratch = bundle, scratch
+        self.bundle = self.copy("a bundle")
+
+    def copy(self, folder: str) -> BundleFolder:
+        """The bundle as it is published, with the ids of small.json written into its configs."""
+        leave = shutil.ignore_patterns("models", "eval", "data")
+        root = Path(shutil.copytree(self.source.root, self.scratch / folder / self.source.name, ignore=leave))
+        for name in self.source.configs:
+            small = {key: value for key, value in self.source.sizes(name).items() if key in self.source.config(name)}
+            text = json.dumps({**self.source.config(name), **small}, indent=4)
+            (root / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
+        return BundleFolder(root)
+
+    @cached_property
+    def data(self) -> Path:
+        """A toy data set of the bundle's classes."""
+        classes, folder = self.source.class_names, self.scratch / "toy data"
+        if self.source.task == "classification":
+            return make_toy_pictures(folder, classes)
+        return make_toy_volumes(
+            folder, classes, spacing=self.source.config("small")["spacing"] if self.small else (8, 8, 10)
+        )
+
+    @property
+    def small(self) -> bool:
+        """Whether the bundle brings small sizes."""
+        return (self.source.root / "configs" / "small.json").is_file()
+
+    @cached_property
+    def start(self) -> dict[str, Any]:
+        """What trainings start from: the network of the bundle's own pre-training, else random weights."""
+        if "pretrain" not in self.bundle.configs:
+            return {"pretrained_path": None}
+        models = self.scratch / "pretrained"
+        self.bundle.run("pretrain", self.data, ckpt_dir=str(models))
+        return {"pretrained_path": str(models / "model.pt")}
+
+    @cached_property
+    def training(self) -> tuple[ConfigWorkflow, dict[str, Tensor]]:
+        """A finished training, and the tensors of its network before it."""
+        flow = self.bundle.workflow("train", self.data, **self.start)
+        flow.initialize()
+        network = flow.parser.get_parsed_content("adapted_network")
+        before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        flow.run()
+        flow.finalize()
+        return flow, before
+
+    @property
+    def network(self) -> nn.Module:
+        """The network of inference.json with random weights that are always the same."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.bundle.parser("inference").get_parsed_content("network_def").eval()
+
+    def files(self) -> dict[str, str]:
+        """Arguments of MONAI's commands that read a config."""
+        configs = self.source.root / "configs"
+        return {"config_file": str(configs / "inference.json"), "meta_file": str(configs / "metadata.json")}
+
+
+def metric_of(flow: ConfigWorkflow) -> float:
+    """The key metric of a workflow's evaluator, the best so far."""
+    return float(flow.parser.get_parsed_content("validate::evaluator").state.best_metric)
+
+
+def try_network(trial: Trial) -> None:
+    """The network at its full size takes and gives what the metadata says."""
+    verify_net_in_out("network_def", bundle_root=str(trial.source.root), **trial.files())
+    if trial.source.model.is_file():
+        whole = trial.source.parser("inference", small=False).get_parsed_content("network_def").state_dict()
+        if list(read_state_dict(trial.source.model, "")) != list(whole):
+            raise CheckError("models/model.pt has other tensors than network_def, as inference.json is written")
+    with torch.no_grad():
+        out = trial.network(torch.rand(trial.bundle.input_shape))
+    channels = len(trial.source.metadata["network_data_format"]["outputs"]["pred"]["channel_def"])
+    size = trial.bundle.input_shape[2:] if trial.source.task == "segmentation" else ()
+    if tuple(out.shape[:2]) != (1, channels) or (size and out.shape[2:] not in (size, (*size[:2], 1))):
+        raise CheckError(f"an input {trial.bundle.input_shape} gives {tuple(out.shape)}, not {(1, channels, *size)}")
+
+
+def try_training(trial: Trial) -> None:
+    """Training writes the complete network, flat, and an adapter; nothing frozen has changed."""
+    flow, before = trial.training
+    network = flow.parser.get_parsed_content("adapted_network")
+    state = read_state_dict(trial.bundle.model, "")
+    if list(state) != list(flow.parser.get_parsed_content("network_def").state_dict()):
+        raise CheckError("models/model.pt has other tensors than network_def")
+    learnt = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    now = network.state_dict()
+    moved = [name for name in before if name not in learnt and not torch.equal(before[name], now[name])]
+    if moved:
+        raise CheckError(f"training changed {len(moved)} frozen tensors, such as {moved[0]}")
+    if all(torch.equal(before[name], now[name]) for name in learnt):
+        raise CheckError("training changed nothing")
+    if not list((trial.bundle.root / "models" / "adapters").glob("*.safetensors")):
+        raise CheckError("no adapter was written to models/adapters")
+
+
+def try_evaluation(trial: Trial) -> None:
+    """Evaluation of the written network gives what validation found, and a table of metrics."""
+    found = metric_of(trial.training[0])
+    again = metric_of(trial.bundle.run("evaluate", trial.data, **trial.start))
+    if abs(found - again) > 1e-4:
+        raise CheckError(f"validation found {found:.4f}, evaluation {again:.4f}")
+    if not list((trial.bundle.root / "eval").glob("*.csv")):
+        raise CheckError("evaluation wrote no table of metrics into output_dir")
+
+
+def try_inference(trial: Trial) -> None:
+    """Inference gives each case its segmentation on the image's grid, or its row of probabilities."""
+    trial.training  # noqa: B018 (made once, when it is first asked for)
+    _infer(trial.bundle, trial.data)
+
+
+def _infer(bundle: BundleFolder, data: Path) -> None:
+    shutil.rmtree(bundle.root / "eval", ignore_errors=True)
+    bundle.run("inference", data)
+    if bundle.task == "classification":
+        (table,) = (bundle.root / "eval").glob("*.csv")
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if len(rows) != len(list((data / "test").rglob("*.png"))):
+            raise CheckError(f"the table has {len(rows)} rows for the images of the test section")
+        return
+    written = sorted((bundle.root / "eval").glob("*.nii.gz"))
+    images = sorted((data / "imagesTs").glob("*.nii.gz"))
+    for image, path in zip(images, written, strict=True):
+        source, found = nib.load(image), nib.load(path)
+        if source.shape != found.shape or not np.allclose(source.affine, found.affine, atol=1e-4):
+            raise CheckError(f"{path.name} does not lie on the grid of {image.name}")
+
+
+def try_processes(trial: Trial) -> None:
+    """Two processes train one model (gloo, on the CPU)."""
+    bundle = trial.copy("two processes")
+    files = [str(bundle.root / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    options = {"config_file": files, "bundle_root": bundle.root, "dataset_dir": trial.data, "epochs": 1, **trial.start}
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
+    values = {key: "$None" if value is None else str(value) for key, value in options.items()}  # MONAI drops a None
+    done = _python([*words, *(text for key, value in values.items() for text in (f"--{key}", value))], trial)
+    if done.returncode or not bundle.model.is_file():
+        raise CheckError(f"torchrun ended with {done.returncode}: {_last_line(done.stderr)}")
+
+
+def try_properties(trial: Trial) -> None:
+    """MONAI finds all properties of training and inference, and ``load`` builds the network without data."""
+    flow, _ = trial.training
+    for name in ("train", "inference"):
+        workflow = trial.bundle.workflow(name, trial.data, **(trial.start if name == "train" else {}))
+        workflow.initialize()
+        wrong = workflow.check_properties()
+        if wrong:
+            raise CheckError(f"{name}.json: MONAI does not find {', '.join(wrong)}")
+    root = trial.bundle.root
+    network = load(trial.bundle.name, bundle_dir=str(root.parent), workflow_type="train", device="cpu")
+    if type(network) is not type(flow.parser.get_parsed_content("network_def")):
+        raise CheckError(f"monai.bundle.load gives a {type(network).__name__}")
+
+
+def try_missing(trial: Trial) -> None:
+    """What is missing is named: the network's file in inference, the data's folder in training."""
+    bundle = trial.copy("nothing")
+    _must_name("inference without a network", "model.pt", lambda: bundle.run("inference", trial.data))
+    empty = trial.scratch / "empty folder"
+    empty.mkdir()
+    _must_name("training without data", str(empty), lambda: bundle.run("train", empty, **trial.start))
+
+
+def try_without_package(trial: Trial) -> None:
+    """Where monai_petl is not installed, every way into the bundle says what to install."""
+    trial.training  # noqa: B018
+    done = _python(["-c", WITHOUT_PACKAGE, str(trial.bundle.root), trial.bundle.name], trial)
+    said = [line for line in done.stdout.splitlines() if line.split(":")[0] in WITHOUT_PACKAGE and ": " in line]
+    if done.returncode or said:
+        raise CheckError(f"without monai_petl, {'; '.join(said) or _last_line(done.stderr)}")
+
+
+def try_archive(trial: Trial) -> None:
+    """The packed bundle unpacks to one folder that runs."""
+    trial.training  # noqa: B018
+    packed = pack(trial.bundle.root, trial.scratch / "zoo", check=False)
+    with zipfile.ZipFile(packed.path) as archive:
+        archive.extractall(trial.scratch / "unpacked")
+    (root,) = (trial.scratch / "unpacked").iterdir()
+    _infer(BundleFolder(root), trial.data)
+
+
+def try_scripted(trial: Trial) -> None:
+    """TorchScript by scripting, where the model card says so."""
+    _export(trial, "TorchScript, scripted", lambda path, weights: _monai_export(trial, path, weights))
+
+
+def try_traced(trial: Trial) -> None:
+    """TorchScript by tracing, for batches of any size."""
+    shape = list(trial.bundle.input_shape)
+    _export(
+        trial,
+        "TorchScript, traced",
+        lambda path, weights: _monai_export(trial, path, weights, use_trace=True, input_shape=shape),
+    )
+
+
+def try_export(trial: Trial) -> None:
+    """``torch.export`` with a dynamic batch."""
+
+    def make(path: Path, weights: Path) -> Callable[[Tensor], Tensor]:
+        example = torch.rand(2, *trial.bundle.input_shape[1:])
+        dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
+        torch.export.save(torch.export.export(trial.network, (example,), dynamic_shapes=dynamic), path)
+        return torch.export.load(path).module()
+
+    _export(trial, "torch.export", make)
+
+
+def try_onnx(trial: Trial) -> None:
+    """ONNX, run by onnxruntime."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise SkippedError(f"needs {', '.join(missing)}: the extra 'export'")
+
+    def make(path: Path, weights: Path) -> Callable[[Tensor], Tensor]:
+        import onnxruntime
+
+        shape, files = list(trial.bundle.input_shape), trial.files()
+        sizes = trial.bundle.sizes("inference")
+        onnx_export("network_def", str(path), str(weights), input_shape=shape, use_trace=True, **files, **sizes)
+        session = onnxruntime.InferenceSession(path)
+        name = session.get_inputs()[0].name
+        return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
+
+    _export(trial, "ONNX", make, batches=(1,), tolerance=1e-3)
+
+
+TRIALS = {
+    "network": try_network,
+    "train": try_training,
+    "evaluate": try_evaluation,
+    "infer": try_inference,
+    "properties": try_properties,
+    "2 processes": try_processes,
+    "what is missing": try_missing,
+    "without monai_petl": try_without_package,
+    "archive": try_archive,
+    "TorchScript, scripted": try_scripted,
+    "TorchScript, traced": try_traced,
+    "torch.export": try_export,
+    "ONNX": try_onnx,
+}
+
+
+def _export(
+    trial: Trial,
+    kind: str,
+    make: Callable[[Path, Path], Callable[[Tensor], Tensor]],
+    batches: tuple[int, ...] = (1, 3),
+    tolerance: float = 1e-4,
+) -> None:
+    """The export works where the card says yes, and equals the network; it fails where the card says no."""
+    claimed, network = trial.source.claims().get(kind), trial.network
+    folder = trial.scratch / kind
+    folder.mkdir()
+    torch.save(network.state_dict(), folder / "model.pt")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = make(folder / "exported", folder / "model.pt")
+    except Exception as error:
+        if claimed:
+            raise CheckError(
+                f"the card says yes, and it ends in {type(error).__name__}: {_first_line(error)}"
+            ) from error
+        raise SkippedError("the card says no") from error
+    if not claimed:
+        raise CheckError("it works, and the card does not say so")
+    with torch.no_grad():
+        for count in batches:
+            image = torch.rand(count, *trial.bundle.input_shape[1:])
+            difference = (exported(image) - network(image)).abs().max().item()
+            if difference > tolerance:
+                raise CheckError(f"it differs from the network by {difference:.1e} for a batch of {count}")
+
+
+def _monai_export(trial: Trial, path: Path, weights: Path, **options: Any) -> Callable[[Tensor], Tensor]:
+    path = path.with_suffix(".ts")
+    sizes = trial.bundle.sizes("inference")
+    ckpt_export("network_def", str(path), str(weights), **trial.files(), **options, **sizes)
+    return torch.jit.load(path)
+
+
+def _must_name(what: str, name: str, act: Callable[[], Any]) -> None:
+    try:
+        act()
+    except Exception as error:
+        told, cause = [], error
+        while cause is not None:
+            told.append(str(cause))
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        if not any(name in text for text in told):
+            raise CheckError(f"{what} does not name {name}: {told[-1]}") from error
+        return
+    raise CheckError(f"{what} ends without an error")
+
+
+def _python(words: list[str], trial: Trial) -> subprocess.CompletedProcess:
+    """A process of this Python in another folder, on the CPU with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *words], cwd=trial.scratch, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _last_line(text: str) -> str:
+    """The line of a process's output that says most: its last error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["nothing was said"]
+    return next((line for line in reversed(lines) if re.search(r"\w(Error|Exception): ", line)), lines[-1])

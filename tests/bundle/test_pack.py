@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow
+from safetensors.torch import save_file
+
+from monai_petl.bundle import BundleFolder
+from monai_petl.bundle.pack import pack
+from monai_petl.bundle.toy_data import make_toy_volumes
+from tests.bundle.test_new_class import shrink
+from tests.bundles.helpers import INFLATED, PUNET, checkpoint_state, state_in
+
+URL = "https://example.org/vit.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle after a training from a backbone in its own models folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = shrink(INFLATED, folder)
+    (root / "models").mkdir()
+    save_file(checkpoint_state(), root / "models" / "pretrained.safetensors")
+    bundle = BundleFolder(root)
+    bundle.run("train", make_toy_volumes(folder / "data", bundle.class_names))
+    return root
+
+
+def unpacked(path: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    (root,) = folder.iterdir()
+    return root
+
+
+def test_an_adapter_goes_without_its_backbone_and_one_command_rebuilds_the_network(
+    trained: Path, tmp_path: Path
+) -> None:
+    packed = pack(trained, tmp_path, URL, "models/adapters/head.safetensors")
+    assert packed.path.name == "inflated_vit_segmentation_v0.1.0.zip"
+    assert "models/adapters/head.safetensors" in packed.files
+    assert not {"models/model.pt", "models/pretrained.safetensors"} & packed.files.keys()
+    root = unpacked(packed.path, tmp_path / "elsewhere")
+    backbone = trained / "models" / "pretrained.safetensors"
+    digest = hashlib.sha256(backbone.read_bytes()).hexdigest()
+    entry = {"path": "models/pretrained.safetensors", "url": URL, "hash_val": digest, "hash_type": "sha256"}
+    assert yaml.safe_load((root / "large_files.yml").read_text(encoding="utf-8")) == {"large_files": [entry]}
+    (root / "models" / "pretrained.safetensors").write_bytes(backbone.read_bytes())  # what downloading does
+    words = packed.rebuild.split()
+    assert words[:5] == ["python", "-m", "monai.bundle", "run", "rebuild"]
+    options = dict(zip(words[5::2], words[6::2], strict=True))
+    flow = ConfigWorkflow(
+        str(root / options["--config_file"]),
+        logging_file=False,
+        workflow_type="infer",
+        run_id="rebuild",
+        bundle_root=str(root),
+        adapter_path=str(root / options["--adapter_path"]),
+    )
+    flow.initialize()
+    flow.run()
+    made, kept = (state_in(folder / "models" / "model.pt") for folder in (root, trained))
+    assert list(made) == list(kept)
+    assert all(torch.equal(made[name], kept[name]) for name in kept)
+
+
+def test_the_network_itself_is_packed_where_it_is_small(trained: Path, tmp_path: Path) -> None:
+    packed = pack(trained, tmp_path)
+    root = unpacked(packed.path, tmp_path / "elsewhere")
+    assert packed.rebuild == ""
+    assert packed.large == ()
+    assert (root / "models" / "model.pt").read_bytes() == (trained / "models" / "model.pt").read_bytes()
+    assert not {"eval", "data", "large_files.yml"} & {path.name for path in root.iterdir()}
+
+
+def test_the_same_bundle_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+    first = pack(trained, tmp_path / "a")
+    for path in trained.rglob("*"):
+        os.utime(path, (10**9, 10**9))
+    assert pack(trained, tmp_path / "b").sha256 == first.sha256
+    assert hashlib.sha256(first.path.read_bytes()).hexdigest() == first.sha256
+
+
+def test_a_network_above_the_zoos_limit_is_an_entry(tmp_path: Path) -> None:
+    root = shrink(PUNET, tmp_path / "source")
+    (root / "models").mkdir()
+    torch.save({"large": torch.zeros(7_000_000)}, root / "models" / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt \(28,\d+,\d+ bytes\) does not go into the zip.*url"):
+        pack(root, tmp_path)
+    packed = pack(root, tmp_path, "https://example.org/model.pt")
+    assert [entry["path"] for entry in packed.large] == ["models/model.pt"]
+    assert "models/model.pt" not in packed.files
+
+
+def test_an_adapter_of_another_training_is_refused(trained: Path, tmp_path: Path) -> None:
+    state = state_in(trained / "models" / "model.pt")
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, trained / "models" / "model.pt")
+    try:
+        with pytest.raises(ValueError, match=r"is not the network in models/model\.pt: \d+ tensors differ"):
+            pack(trained, tmp_path, URL, "models/adapters/head.safetensors")
+    finally:
+        torch.save(state, trained / "models" / "model.pt")
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_bad_input_is_named_and_nothing_is_written(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no adapter"):
+        pack(trained, tmp_path, URL, "models/adapters/none.safetensors")
+    with pytest.raises(ValueError, match="where it can be downloaded"):
+        pack(trained, tmp_path, None, "models/adapters/head.safetensors")
+    outside = tmp_path / "a.safetensors"
+    outside.write_bytes((trained / "models" / "adapters" / "head.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="is not below"):
+        pack(trained, tmp_path, URL, outside)
+    root = INFLATED.copy(tmp_path / "copy")
+    (root / "models" / "adapters").mkdir(parents=True)
+    (root / "models" / "adapters" / "a.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="no backbone"):
+        pack(root, tmp_path, URL, "models/adapters/a.safetensors")
+    (root / "LICENSE").unlink()
+    with pytest.raises(ValueError, match="does not pass the check of its files: missing: LICENSE"):
+        pack(root, tmp_path)
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_what_is_packed_can_be_read_as_json(trained: Path, tmp_path: Path) -> None:
+    root = unpacked(pack(trained, tmp_path).path, tmp_path / "elsewhere")
+    assert json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"] == "0.1.0"
