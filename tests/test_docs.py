@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from monai_petl import Method, summary
+from monai_petl.__main__ import Bundle
 from monai_petl.bundle import network_of_config
 from monai_petl.compare import compare
 from monai_petl.compare.plan import parse_budget, parse_methods, parse_shots
@@ -221,6 +222,9 @@ def test_package_commands_have_verbs_and_options_that_exist(document_name, folde
         assert given.keys() <= inspect.signature(make_medmnist_folder).parameters.keys(), document_name
     elif words[1:3] == ["data", "medfmc"]:
         assert given.keys() <= {"training", "validation", "test", "out"}, document_name
+    elif words[1] == "bundle":
+        verb = getattr(Bundle, words[2].replace("-", "_"))
+        assert given.keys() <= inspect.signature(verb).parameters.keys(), document_name
     else:
         assert words[1:3] in (["adapter", "inspect"], ["data", "check"]), document_name
         assert given.keys() <= {"json"}

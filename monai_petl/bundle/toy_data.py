@@ -46,10 +46,12 @@ def make_toy_volumes(
     return folder
 
 
-def make_toy_pictures(folder: Path, classes: Sequence[str], size: Sequence[int] = (40, 48)) -> Path:
-    """Pictures of a brightness a class, as folders of classes in folders of sections."""
+def make_toy_pictures(
+    folder: Path, classes: Sequence[str], size: Sequence[int] = (40, 48), training: int = COUNTS["training"]
+) -> Path:
+    """Pictures of a brightness a class, as folders of classes in folders of sections; ``training`` of each to train on."""
     random = np.random.default_rng(0)
-    for section, count in COUNTS.items():
+    for section, count in {**COUNTS, "training": training}.items():
         for value, name in enumerate(classes):
             (folder / section / name).mkdir(parents=True)
             for i in range(count):
