@@ -23,7 +23,7 @@ def key_metric(flow: ConfigWorkflow) -> float:
 def losses_of(flow: ConfigWorkflow) -> list[float]:
     found: list[float] = []
     trainer = parsed(flow, "train::trainer")
-    trainer.add_event_handler("ITERATION_COMPLETED", lambda engine: found.append(float(engine.state.output["loss"])))
+    trainer.add_event_handler("ITERATION_COMPLETED", lambda engine: found.append(float(engine.state.output[0]["loss"])))
     return found
 
 
