@@ -18,6 +18,25 @@ __all__ = ["Packed", "pack"]
 
 LARGEST = 25 * 2**20  # bytes of a file in the Model Zoo's repository
 LEFT_OUT = ("eval", "data", "models", "__pycache__")
+UNIT_TEST = '''"""Trains, evaluates and runs {name} on toy data; in a checkout of the Model Zoo, whose root is the working folder."""
+
+import unittest
+from pathlib import Path
+
+from monai_petl.bundle.verify import verify
+
+CHECKS = ("train", "evaluate", "infer", "properties")
+
+
+class TestBundle(unittest.TestCase):
+    def test_every_workflow(self):
+        found = verify(Path("models") / "{name}", checks=CHECKS)
+        self.assertTrue(found.ok, str(found))
+
+
+if __name__ == "__main__":
+    unittest.main()
+'''
 DATE = (1980, 1, 1, 0, 0, 0)  # of every file in the zip, so that the same bundle gives the same bytes
 
 
@@ -27,6 +46,7 @@ class Packed:
 
     Attributes:
         path: of the zip.
+        test: of the unit test for the zoo's ``ci/unit_tests``, beside the zip.
         files: names in it, with their bytes.
         large: what large_files.yml names in place of files that are not in it.
         sha256: of the zip.
@@ -34,6 +54,7 @@ class Packed:
     """
 
     path: Path
+    test: Path
     files: dict[str, int]
     large: tuple[dict[str, str], ...]
     sha256: str
@@ -41,6 +62,7 @@ class Packed:
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.path.stat().st_size:,} bytes, {len(self.files)} files, sha256 {self.sha256}"]
+        lines += [f"its unit test for the zoo: {self.test}"]
         lines += [f"not in it, in large_files.yml: {entry['path']} from {entry['url']}" for entry in self.large]
         lines += [f"its models/model.pt is made by, in the unpacked folder: {self.rebuild}"] if self.rebuild else []
         return "\n".join(lines)
@@ -53,7 +75,7 @@ def pack(
     adapter: str | os.PathLike | None = None,
     check: bool = True,
 ) -> Packed:
-    """Write ``<name>_v<version>.zip`` as the Model Zoo takes it.
+    """Write ``<name>_v<version>.zip`` as the Model Zoo takes it, and ``test_<name>.py``, the unit test that it wants beside it.
 
     With an adapter the zip holds that file in place of the network; the backbone that it was trained on becomes an entry of
     ``large_files.yml`` with its sha256, and one offline command puts both together again. Without one, the zip holds
@@ -114,7 +136,9 @@ def pack(
                 archive.writestr(info, data)
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
         os.replace(part, target)
-    return Packed(target, {name: len(data) for name, data in contents.items()}, tuple(large), digest, rebuild)
+    test = target.parent / f"test_{folder.name}.py"
+    test.write_text(UNIT_TEST.format(name=folder.name), encoding="utf-8")
+    return Packed(target, test, {name: len(data) for name, data in contents.items()}, tuple(large), digest, rebuild)
 
 
 def _require_sound(folder: BundleFolder) -> None:

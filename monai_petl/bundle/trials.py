@@ -20,7 +20,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigWorkflow, ckpt_export, load, onnx_export, verify_net_in_out
+from monai.bundle import ConfigWorkflow, ckpt_export, create_workflow, load, onnx_export, verify_net_in_out
 from torch import Tensor, nn
 
 from monai_petl.bundle.checks import CheckError, SkippedError
@@ -217,9 +217,10 @@ def try_processes(trial: Trial) -> None:
 def try_properties(trial: Trial) -> None:
     """MONAI finds all properties of training and inference, and ``load`` builds the network without data."""
     flow, _ = trial.training
-    for name in ("train", "inference"):
-        workflow = trial.bundle.workflow(name, trial.data, **(trial.start if name == "train" else {}))
-        workflow.initialize()
+    for name, kind in (("train", "train"), ("inference", "infer")):
+        ids = {"bundle_root": str(trial.bundle.root), "dataset_dir": str(trial.data), **trial.start}
+        ids = {key: "$None" if value is None else value for key, value in ids.items()}  # MONAI drops a None
+        workflow = create_workflow(config_file=trial.bundle.files_of(name), workflow_type=kind, **ids)
         wrong = workflow.check_properties()
         if wrong:
             raise CheckError(f"{name}.json: MONAI does not find {', '.join(wrong)}")

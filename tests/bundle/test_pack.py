@@ -3,6 +3,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from monai_petl.bundle import BundleFolder
 from monai_petl.bundle.pack import pack
 from monai_petl.bundle.toy_data import make_toy_volumes
 from tests.bundle.test_new_class import shrink
-from tests.bundles.helpers import INFLATED, PUNET, checkpoint_state, state_in
+from tests.bundles.helpers import INFLATED, PUNET, REPOSITORY, checkpoint_state, state_in
 
 URL = "https://example.org/vit.safetensors"
 
@@ -78,6 +81,22 @@ def test_the_network_itself_is_packed_where_it_is_small(trained: Path, tmp_path:
     assert packed.large == ()
     assert (root / "models" / "model.pt").read_bytes() == (trained / "models" / "model.pt").read_bytes()
     assert not {"eval", "data", "large_files.yml"} & {path.name for path in root.iterdir()}
+
+
+def test_the_unit_test_for_the_zoo_runs_on_the_unpacked_bundle(trained: Path, tmp_path: Path) -> None:
+    packed = pack(trained, tmp_path / "zoo")
+    (tmp_path / "models").mkdir()
+    unpacked(packed.path, tmp_path / "unzipped").rename(tmp_path / "models" / trained.name)
+    words = [sys.executable, "-m", "unittest", "discover", "-s", "zoo", "-p", packed.test.name]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    start = time.perf_counter()
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Ran 1 test" in done.stderr
+    assert time.perf_counter() - start < 60
+    (tmp_path / "models" / trained.name / "configs" / "evaluate.json").unlink()
+    again = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert again.returncode != 0
 
 
 def test_the_same_bundle_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:

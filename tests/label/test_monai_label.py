@@ -29,13 +29,14 @@ import torch
 
 from docs.support_table import rows_in
 from monai_petl.data import class_names, make_phantom_dataset
-from tests.bundles.helpers import REPOSITORY, SEGMENTERS, SIZE, SPACING, Bundle, named, parsed, state_in
+from tests.bundles.helpers import AIM, REPOSITORY, SEGMENTERS, SIZE, SPACING, Bundle, named, parsed, state_in
 
 PYTHON = os.environ.get("MONAI_LABEL_PYTHON")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PYTHON, reason="needs an environment with MONAI Label: make test-label"),
 ]
+SCORED = AIM  # has no dropout of its own
 STARTS, TRAINS = 180.0, 300.0  # seconds at most
 
 
@@ -145,7 +146,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("label")
     phantoms = make_phantom_dataset(root / "phantoms", 2, 0, 0, 0, SIZE, SPACING)
     app, studies, log = root / "apps" / "monaibundle", root / "studies", root / "server.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg"}
+    environment = {
+        **os.environ,
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "MPLBACKEND": "agg",
+    }
     environment["PYTHONPATH"] = str(Path(__file__).parent / "environment")
     environment["PATH"] = f"{Path(PYTHON or '').parent}{os.pathsep}{environment['PATH']}"
     monailabel = [str(PYTHON), "-m", "monailabel.main"]
@@ -162,7 +169,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     names = ",".join(bundle.name for bundle in SEGMENTERS)
     options = {"app": app, "studies": studies, "host": "127.0.0.1", "port": port}
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    settings = {"models": names, "zoo_source": "local", "sam2": "false"}
+    settings = {"models": names, "zoo_source": "local", "sam2": "false", "epistemic_model": SCORED.name}
     arguments += [text for name, value in settings.items() for text in ("--conf", name, value)]
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -198,6 +205,15 @@ def test_the_server_lists_every_bundle_with_its_classes(server: Server) -> None:
         assert info["models"][bundle.name]["labels"] == {name: value for value, name in enumerate(classes, 1)}
         assert info["models"][bundle.name]["type"] == "segmentation"
         assert bundle.name in info["trainers"]
+
+
+def test_unlabelled_images_are_scored_by_repeated_predictions(server: Server) -> None:
+    request = json.dumps({"device": "cpu", "simulation_size": 3, "max_workers": 1}).encode()
+    server.call("POST", f"/scoring/{SCORED.name}?run_sync=true", request)
+    images = json.loads(server.call("GET", "/datastore/?output=all"))["objects"].values()
+    scores = [held["image"]["info"]["epistemic_entropy"] for held in images]
+    assert len(scores) == 2
+    assert all(np.isfinite(score) for score in scores)
 
 
 @pytest.mark.parametrize("bundle", SEGMENTERS, ids=named)
