@@ -18,7 +18,7 @@ __all__ = ["Packed", "pack"]
 
 LARGEST = 25 * 2**20  # bytes of a file in the Model Zoo's repository
 LEFT_OUT = ("eval", "data", "models", "__pycache__")
-UNIT_TEST = '''"""Trains, evaluates and runs {name} on toy data; in a checkout of the Model Zoo, whose root is the working folder."""
+UNIT_TEST = '''"""Trains, evaluates and runs {name} on toy data; the working folder is a checkout of the Model Zoo."""
 
 import unittest
 from pathlib import Path
