@@ -258,6 +258,12 @@ STUDIES: dict[str, Study] = {
         METHODS,
         {**INFLATED, **BRAIN, **window([1.5, 1.5, 2.0], [126, 154, 5]), "batch_size": 1},
     ),
+    "hippocampus_slices": Study(
+        "aim_vit_segmentation",
+        "mr_hippocampus",
+        AIM,
+        {**SLICED, **HIPPOCAMPUS, **window([0.5, 0.5, 2.0], [84, 112, 5])},
+    ),
     "brain_slices": Study(
         "aim_vit_segmentation",
         "mr_brain_slab",
