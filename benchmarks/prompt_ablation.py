@@ -54,16 +54,9 @@ def main(
         threads: of the processor.
     """
     torch.set_num_threads(threads)
-    ids = {"dataset_dir": data, "pretrained_path": weights, "img_size": [image, image], "class_names": CLASSES, **VIT_S}
-    parser = _parser(ids, {})
-    cases = {section: load_image_list(data, section, CLASSES) for section in ("training", "test")}
-    transform = parser.get_parsed_content("validate::preprocessing")
-    sets = {}
-    for section, found in cases.items():
-        pictures = torch.stack(
-            [transform(dict(case))["image"].as_tensor() for case in tqdm(found, section, disable=None)]
-        )
-        sets[section] = (pictures, torch.tensor([case["label"] for case in found]))
+    ids = ids_of(data, weights, image)
+    parser = parser_of(ids, "ept")
+    cases, sets = read_sets(data, parser)
     places = {case["image"]: place for place, case in enumerate(cases["training"])}
     drawn = {
         (shots, seed): torch.tensor([places[c["image"]] for c in few_shot_per_class(cases["training"], shots, seed)])
@@ -78,7 +71,7 @@ def main(
         for _, delta in deltas_of(frozen):
             delta.enabled = delta.active = start is not None
             delta.logits.data.fill_(start or 0.0)
-        features = {section: _features(frozen, pictures) for section, (pictures, _) in sets.items()}
+        features = {section: features_of(frozen, pictures) for section, (pictures, _) in sets.items()}
         plain = features if plain is None else plain
         gates = _mean_gate(frozen, sets["test"][0]) if start is not None else 1.0
         rows[name] = _scores(features, sets, drawn, plain["test"], gates)
@@ -86,11 +79,11 @@ def main(
         found: list[dict[str, Any]] = []
         for seed in tqdm(range(draws), name, disable=None):
             torch.manual_seed(seed)
-            network = _parser(ids, options).get_parsed_content("adapted_network")
+            network = parser_of(ids, "ept", options).get_parsed_content("adapted_network")
             chosen = drawn[10, seed]
             _train(network, *(t[chosen] for t in sets["training"]), steps, batch, published="num_columns" in options)
-            features = {"training": torch.zeros_like(plain["training"]), "test": _features(network, sets["test"][0])}
-            features["training"][chosen] = _features(network, sets["training"][0][chosen])
+            features = {"training": torch.zeros_like(plain["training"]), "test": features_of(network, sets["test"][0])}
+            features["training"][chosen] = features_of(network, sets["training"][0][chosen])
             gates = _mean_gate(network, sets["test"][0])
             found.append(_scores(features, sets, {(10, seed): chosen}, plain["test"], gates))
         rows[name] = {key: [value for one in found for value in one[key]] for key in found[0]}
@@ -106,22 +99,48 @@ def main(
     report("prompt_ablation", [table], reading, {"rows": rows, "image": image, "draws": draws, "steps": steps})
 
 
-def _parser(ids: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def ids_of(data: str, weights: str, image: int) -> dict[str, Any]:
+    """Top-level ids of the bundle for a ViT-S/14 on images of this edge."""
+    return {
+        "dataset_dir": data,
+        "pretrained_path": weights,
+        "img_size": [image, image],
+        "class_names": CLASSES,
+        **VIT_S,
+    }
+
+
+def parser_of(ids: Mapping[str, Any], method: str, options: Mapping[str, Any] | None = None) -> Any:
+    """The bundle's training config, ready to build its parts."""
     workflow = ConfigWorkflow(
         config_file=str(BUNDLE / "configs" / "train.json"),
         logging_file=False,
         workflow_type="train",
         bundle_root=str(BUNDLE),
-        method="ept",
-        method_options=dict(options),
+        method=method,
+        method_options=dict(options or {}),
         **ids,
     )
     workflow.initialize()
     return workflow.parser
 
 
+def read_sets(data: str, parser: Any) -> tuple[dict[str, list[Any]], dict[str, tuple[Tensor, Tensor]]]:
+    """Cases by section, and their images (n, 3, H, W) and labels (n,)."""
+    cases = {section: load_image_list(data, section, CLASSES) for section in ("training", "test")}
+    transform = parser.get_parsed_content("validate::preprocessing")
+    sets = {}
+    for section, found in cases.items():
+        pictures = torch.stack(
+            [transform(dict(case))["image"].as_tensor() for case in tqdm(found, section, disable=None)]
+        )
+        sets[section] = (pictures, torch.tensor([case["label"] for case in found]))
+    return cases, sets
+
+
 @torch.no_grad()
-def _features(network: Any, pictures: Tensor) -> Tensor:
+def features_of(network: Any, pictures: Tensor) -> Tensor:
+    """Class tokens (n, D) behind the last norm."""
     network.eval()
     return torch.cat([network.features(part) for part in pictures.split(16)])
 

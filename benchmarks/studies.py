@@ -269,7 +269,6 @@ STUDIES: dict[str, Study] = {
         "mr_brain_slab",
         AIM,
         {**SLICED, **BRAIN, **window([2.0, 2.0, 2.0], [98, 112, 5])},
-        (3,),
     ),
     "brain_san": Study(
         "inflated_vit_segmentation",

@@ -26,7 +26,7 @@ COLUMNS = (
     "Zoo checks",
     "MONAI Label",
 )
-EXPORTS = ("TorchScript, scripted", "TorchScript, traced", "torch.export", "ONNX")
+EXPORTS = ("TorchScript scripted", "TorchScript traced", "torch.export", "ONNX")
 
 
 def row_of(verification: Mapping[str, Any], label: frozenset[str] = frozenset()) -> dict[str, str]:
@@ -37,7 +37,7 @@ def row_of(verification: Mapping[str, Any], label: frozenset[str] = frozenset())
     cells["Zoo checks"] = all(found == "passed" for name, found in status.items() if name not in (*own, *EXPORTS))
     cells["MONAI Label"] = verification["bundle"] in label
     words = {name: "yes" if works else "no" for name, works in cells.items()}
-    kinds = [kind.split(", ")[1] for kind in EXPORTS[:2] if status[kind] == "passed"]
+    kinds = [kind.split(" ")[1] for kind in EXPORTS[:2] if status[kind] == "passed"]
     return {name: words.get(name, " and ".join(kinds) or "no") for name in COLUMNS}
 
 

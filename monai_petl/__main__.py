@@ -100,8 +100,7 @@ class Data:
         """
         from monai_petl.data import make_medmnist_folder
 
-        names = class_names.split(",") if isinstance(class_names, str) else [str(name) for name in class_names]
-        print(make_medmnist_folder(file, out, names))
+        print(make_medmnist_folder(file, out, _names(class_names)))
 
     def check(self, folder: str, json: bool = False) -> None:
         """Report geometry, label values, class frequencies and intensities of a data set. Ends with 1 on problems.
@@ -130,13 +129,19 @@ class Bundle:
             out: JSON file to write what was found to.
             checks: names of checks, "network,train"; default all.
         """
+        from monai_petl.bundle import BundleFolder
         from monai_petl.bundle.verify import verify
 
-        chosen = tuple(checks.split(",") if isinstance(checks, str) else checks) if checks else None
+        if not bundles:
+            raise ValueError("give the folder of at least one bundle")
+        folders = [BundleFolder(str(bundle)) for bundle in bundles]  # a wrong one is named before the first is checked
+        if out is not None:
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
         done = []
-        for bundle in bundles:
-            print(Path(bundle).resolve().name, flush=True)
-            done.append(verify(bundle, schema, chosen, told=lambda line: print(line, flush=True)))
+        for folder in folders:
+            print(folder.name, flush=True)
+            chosen = tuple(_names(checks)) if checks else None
+            done.append(verify(folder.root, schema, chosen, told=lambda line: print(line, flush=True)))
         if out is not None:
             Path(out).write_text(json.dumps([found.to_dict() for found in done], indent=4) + "\n", encoding="utf-8")
         if not all(found.ok for found in done):
@@ -148,7 +153,7 @@ class Bundle:
         Args:
             bundle: its folder.
             out: folder of the zip.
-            url: where the file can be downloaded that is too large for the zip, or the adapter's backbone.
+            url: address of a folder from which the backbone, and other files too large for the zip, can be downloaded.
             adapter: an adapter in the bundle's models, to be packed in place of the network.
         """
         from monai_petl.bundle.pack import pack
@@ -166,8 +171,7 @@ class Bundle:
         """
         from monai_petl.bundle.new_class import new_class
 
-        names = class_names.split(",") if isinstance(class_names, str) else [str(name) for name in class_names]
-        print(new_class(bundle, out, names, weights))
+        print(new_class(bundle, out, _names(class_names), weights))
 
 
 def inflate(
@@ -228,6 +232,17 @@ def demo(**options: Any) -> None:
     from monai_petl.demo import demo as run
 
     run(**options)
+
+
+def _names(value: Any) -> list[str]:
+    """Names that fire has read as text, as a list, or as a single number."""
+    return (
+        value.split(",")
+        if isinstance(value, str)
+        else [str(v) for v in value]
+        if isinstance(value, list | tuple)
+        else [str(value)]
+    )
 
 
 def _need_report() -> None:

@@ -285,7 +285,7 @@ def keep_frozen(network: nn.Module) -> None:
         inside = [p for n, p in module.named_parameters() if "deltas" not in n.split(".")]
         trains = all(p.requires_grad for p in inside) if inside else outer_trains
         if isinstance(module, _PINNED):
-            if trains:
+            if trains or module.__dict__.get("_kept_live"):
                 module.__dict__.pop("train", None)
                 module.train(network.training)
             else:
@@ -308,6 +308,7 @@ def keep_dropout(network: nn.Module, probability: float) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = probability
+            module.__dict__["_kept_live"] = True  # for keep_frozen, when adapters come or go
             module.__dict__.pop("train", None)
             module.train(network.training)
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from monai_petl.bundle.folder import BundleFolder, items_of
 
-__all__ = ["FILE_CHECKS", "CheckError", "SkippedError", "check_schema"]
+__all__ = ["FILE_CHECKS", "LARGEST", "CheckError", "SkippedError", "check_schema", "large_files_of"]
 
 FILES = (
     "LICENSE",
@@ -99,6 +100,8 @@ def check_schema(bundle: BundleFolder, schema: Path | None) -> None:
     md5 = hashlib.md5(schema.read_bytes()).hexdigest()
     if md5 != SCHEMA_MD5:
         raise CheckError(f"{schema} is not {SCHEMA}: its md5 is {md5}")
+    if find_spec("jsonschema") is None:
+        raise SkippedError("needs the package jsonschema")
     try:
         verify_metadata(str(bundle.root / "configs" / "metadata.json"), str(schema), hash_val=SCHEMA_MD5)
     except Exception as error:
@@ -147,7 +150,10 @@ def check_versions(bundle: BundleFolder) -> None:
         raise SkippedError("the pins are those of Python 3.11 and later")
     stale = []
     for name, pin in {**pins, **required}.items():
-        here = importlib.metadata.version(name).split("+")[0]
+        try:
+            here = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            here = "nothing"
         stale += [] if here == pin else [f"{name} {pin} ({here} is installed)"]
     _refuse(stale, "stale pins")
 
@@ -158,7 +164,7 @@ def check_portability(bundle: BundleFolder) -> None:
     for path in sorted((bundle.root / "configs").glob("*.json")):
         text = path.read_text(encoding="utf-8")
         for pattern, what in (
-            (r"/(home|Users|root|tmp|mnt)/|[A-Z]:\\\\", "an absolute path"),
+            (r"/(home|Users|root|tmp|mnt)/|\b[A-Z]:[\\/]", "an absolute path"),
             (r"scripts\.", "a target in scripts"),
             (r"cuda:\d", "a numbered device"),
         ):
@@ -199,12 +205,18 @@ def check_ids(bundle: BundleFolder) -> None:
 def check_agreement(bundle: BundleFolder) -> None:
     """Training and inference describe the same network and prepare images alike."""
     inference = bundle.config("inference")
-    used = {value[1:] for _, value in items_of(inference["network_def"]) if isinstance(value, str) and value[:1] == "@"}
-    shared = {"network_def", "requirements", "device", "amp", *used} & inference.keys() - {"class_names"}
     wanted = _image_steps(inference["preprocessing"]["transforms"])
+    shared = _named(inference, [inference["network_def"], wanted]) | ({"patch_size", "overlap"} & inference.keys())
+    shared |= {"network_def", "requirements", "device", "amp"} - {"class_names"}
+    served = bundle.class_names
+    trained = list(ConfigParser(bundle.config("train")).get_parsed_content("class_names"))
+    if served != trained:
+        raise CheckError(f"train.json has the classes {trained}, inference.json {served}: channels would be mistaken")
     for name in {"train", "pretrain"} & {*bundle.configs}:
         config = bundle.config(name)
-        differ = [key for key in sorted(shared) if _without(config.get(key)) != _without(inference[key])]
+        differ = [
+            key for key in sorted(shared - {"class_names"}) if _without(config.get(key)) != _without(inference[key])
+        ]
         _refuse(differ, f"different in {name}.json and inference.json")
         parser = ConfigParser(config)
         parser.resolve_macro_and_relative_ids()
@@ -232,7 +244,7 @@ def check_weights(bundle: BundleFolder) -> None:
         [path.name for path in files if path.name != "model.pt"],
         "MONAI Label would offer or load these beside model.pt",
     )
-    entries = _large_files(bundle)
+    entries = large_files_of(bundle)
     for entry in entries:
         if not {"path", "url", "hash_val"} <= entry.keys() or entry.get("hash_type") != "sha256":
             raise CheckError(f"large_files.yml: {entry.get('path')} needs path, url, hash_val and hash_type: sha256")
@@ -269,7 +281,7 @@ def check_card(bundle: BundleFolder) -> None:
     _refuse(sorted(files), "the card names files that are not there")
     if "python -m monai.bundle run" not in text:
         raise CheckError("the card has no command that runs the bundle")
-    kinds, claims = ("TorchScript, scripted", "TorchScript, traced", "torch.export", "ONNX"), bundle.claims()
+    kinds, claims = ("TorchScript scripted", "TorchScript traced", "torch.export", "ONNX"), bundle.claims()
     missing = [kind for kind in kinds if kind not in claims]
     _refuse(missing, "the card does not say yes or no to")
 
@@ -294,9 +306,12 @@ def _refuse(found: list[str], what: str) -> None:
         raise CheckError(f"{what}: {', '.join(found[:5])}{more}")
 
 
-def _large_files(bundle: BundleFolder) -> list[dict[str, Any]]:
+def large_files_of(bundle: BundleFolder) -> list[dict[str, Any]]:
     path = bundle.root / "large_files.yml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"] if path.is_file() else []
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"large_files": []}
+    if not isinstance(found, dict) or not isinstance(found.get("large_files"), list):
+        raise CheckError("large_files.yml has no list large_files")
+    return found["large_files"]
 
 
 def _without(value: Any) -> Any:
@@ -304,6 +319,18 @@ def _without(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without(part) for key, part in value.items() if key not in TRAINING_ONLY}
     return value
+
+
+def _named(config: dict[str, Any], parts: Any) -> set[str]:
+    """Top-level ids that these parts of a config refer to, and those that these refer to."""
+    found: set[str] = set()
+    texts = [value for _, value in items_of(parts) if isinstance(value, str)]
+    while texts:
+        for name in re.findall(r"@([A-Za-z_]\w*)", texts.pop()):
+            if name in config and name not in found:
+                found.add(name)
+                texts += [value for _, value in items_of([config[name]]) if isinstance(value, str)]
+    return found
 
 
 def _image_steps(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["BundleFolder", "items_of"]
+__all__ = ["BundleFolder", "copy_folder", "items_of"]
 
 
 class BundleFolder:
@@ -53,7 +54,11 @@ class BundleFolder:
 
     def config(self, name: str) -> dict[str, Any]:
         """A config as it is written."""
-        return json.loads((self.root / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+        path = self.root / "configs" / f"{name}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -119,7 +124,15 @@ class BundleFolder:
     def claims(self) -> dict[str, bool]:
         """What the model card says of exports: kind -> whether it works."""
         rows = re.findall(r"^\| *(TorchScript, \w+|`torch\.export`|ONNX) *\| *(yes|no) *\|", self.card(), re.MULTILINE)
-        return {name.strip("`"): answer == "yes" for name, answer in rows}
+        return {name.strip("`").replace(",", ""): answer == "yes" for name, answer in rows}
+
+
+def copy_folder(source: Path, target: Path, *leave: str) -> Path:
+    """A copy without these names that can be written to, also of what is read-only."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*leave), copy_function=shutil.copyfile)
+    for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+    return target
 
 
 def items_of(config: Any) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_petl.bundle.folder import BundleFolder
+from monai_petl.bundle.folder import BundleFolder, copy_folder
 from monai_petl.data.datalist import new_dataset_folder
 from monai_petl.networks.state_files import read_state_dict, save_network
 
@@ -57,7 +57,7 @@ def new_class(
     Args:
         bundle: its folder.
         out: folder to write, absent or empty; its name ends like the bundle's, in ``_segmentation`` or ``_classification``.
-        classes: all classes of the copy, in order. For PUNet the last one is the new one.
+        classes: all classes of the copy, in order; written in lower case. For PUNet the last one is the new one.
         weights: what the bundle's train.json takes as ``pretrained_path``. Default: the bundle's ``models/model.pt``, of
             which all tensors are kept that the network of the new classes has too, but for the head: its channels are those
             of other classes.
@@ -68,13 +68,19 @@ def new_class(
     Raises:
         FileNotFoundError: there is no bundle, or there are no weights.
         FileExistsError: ``out`` holds files.
-        ValueError: a class is named twice or like the background, the name of ``out`` does not say the task, or the weights
+        ValueError: a class is named twice, oddly or like the background, PUNet gets one class only, the name of ``out``
+            does not say the task, or the weights
             have nothing in common with the network.
     """
     folder, target = BundleFolder(bundle), Path(out)
     names = [str(name).strip().lower() for name in classes]
-    if not names or len(set(names)) < len(names) or "background" in names or "" in names:
+    if not names or len(set(names)) < len(names) or "background" in names:
         raise ValueError(f"classes must be different names without the background, got {list(classes)}")
+    odd = [name for name in names if not re.fullmatch(r"[a-z0-9][a-z0-9 _.()+-]*", name)]
+    if odd:
+        raise ValueError(f"a class is named by letters, digits, spaces and _.()+-, got {odd[0]!r}")
+    if "base_classes" in folder.config("train") and len(names) < 2:
+        raise ValueError(f"{folder.name} needs the classes that it knows, and the new one last; got {names}")
     if not re.fullmatch(rf"[a-z0-9_]+_{folder.task}", target.name):
         raise ValueError(f"the new folder must be in lower case and end in _{folder.task}, got {target.name}")
     if weights is None and not folder.model.is_file():
@@ -85,8 +91,8 @@ def new_class(
         raise FileNotFoundError(f"no weights at {weights}")
     with new_dataset_folder(target) as partial:
         for part in ("configs", "docs"):
-            shutil.copytree(folder.root / part, partial / part)
-        shutil.copy(folder.root / "LICENSE", partial / "LICENSE")
+            copy_folder(folder.root / part, partial / part)
+        shutil.copyfile(folder.root / "LICENSE", partial / "LICENSE")
         for name in folder.configs:
             _write(partial, name, _with_classes(folder.config(name), names))
         _write(partial, "metadata", _described(folder, target.name, names))

@@ -9,15 +9,17 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from monai_petl.bundle.checks import FILE_CHECKS, LARGEST, CheckError, SkippedError, large_files_of
+from monai_petl.bundle.config import root_cause
 from monai_petl.bundle.folder import BundleFolder
+from monai_petl.networks.state_files import read_state_dict
 
 __all__ = ["Packed", "pack"]
 
-LARGEST = 25 * 2**20  # bytes of a file in the Model Zoo's repository
-LEFT_OUT = ("eval", "data", "models", "__pycache__")
 UNIT_TEST = '''"""Trains, evaluates and runs {name} on toy data; the working folder is a checkout of the Model Zoo."""
 
 import unittest
@@ -63,6 +65,8 @@ class Packed:
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.path.stat().st_size:,} bytes, {len(self.files)} files, sha256 {self.sha256}"]
         lines += [f"its unit test for the zoo: {self.test}"]
+        if not any(name.startswith("models/") for name in (*self.files, *(entry["path"] for entry in self.large))):
+            lines += ["it holds no weights and names none: models/model.pt is missing"]
         lines += [f"not in it, in large_files.yml: {entry['path']} from {entry['url']}" for entry in self.large]
         lines += [f"its models/model.pt is made by, in the unpacked folder: {self.rebuild}"] if self.rebuild else []
         return "\n".join(lines)
@@ -79,12 +83,12 @@ def pack(
 
     With an adapter the zip holds that file in place of the network; the backbone that it was trained on becomes an entry of
     ``large_files.yml`` with its sha256, and one offline command puts both together again. Without one, the zip holds
-    ``models/model.pt`` where that is at most 25 MB, and else an entry for it.
+    ``models/model.pt``. Files above 25 MB become entries as well; entries that the bundle has already stay.
 
     Args:
         bundle: its folder.
-        out: folder of the zip.
-        url: where the large file can be downloaded, directly.
+        out: folder of the zip, outside of the bundle.
+        url: address of a folder from which the large files can be downloaded, by their names.
         adapter: a file below the bundle's ``models``.
         check: make the checks of the bundle's files first.
 
@@ -93,43 +97,37 @@ def pack(
 
     Raises:
         FileNotFoundError: there is no bundle, adapter or backbone.
-        ValueError: the bundle does not pass a check, a large file has no ``url``, or backbone and adapter do not make
-            ``models/model.pt``.
+        ValueError: the bundle does not pass a check, a large file has no ``url``, the bundle has no adapters of this kind,
+            backbone and adapter do not make ``models/model.pt``, or ``out`` lies in the bundle.
         OSError: the zip cannot be written.
     """
     folder = BundleFolder(bundle)
+    if Path(out).resolve().is_relative_to(folder.root):
+        raise ValueError(f"{Path(out).resolve()} lies in the bundle, which would pack it; give another folder as out")
     if check:
         _require_sound(folder)
-    chosen = {
-        path.relative_to(folder.root).as_posix(): path
-        for path in sorted(folder.root.rglob("*"))
-        if path.is_file() and path.relative_to(folder.root).parts[0] not in (*LEFT_OUT, "large_files.yml")
-    }
-    large: list[dict[str, str]] = []
+    chosen = {path.relative_to(folder.root).as_posix(): path for path in _own_files(folder.root)}
+    entries = {entry["path"]: entry for entry in large_files_of(folder)}
     rebuild = ""
     if adapter is not None:
-        held = _below(folder, Path(adapter))
-        backbone = _backbone(folder)
+        held, backbone = _below(folder, Path(adapter)), _backbone(folder)
+        _require_same(folder, held)
         chosen[held] = folder.root / held
-        large.append(_entry(folder, backbone, url))
-        rebuild = "python -m monai.bundle run rebuild --config_file configs/inference.json"
-        rebuild += f" --adapter_path {held}" if "adapter_path" in folder.config("inference") else ""
-        if folder.model.is_file():
-            _require_same(folder, held)
+        entries[backbone] = _entry(folder, backbone, url)
+        rebuild = f"python -m monai.bundle run rebuild --config_file configs/inference.json --adapter_path {held}"
     elif folder.model.is_file():
-        if folder.model.stat().st_size <= LARGEST:
-            chosen["models/model.pt"] = folder.model
-        else:
-            large.append(_entry(folder, "models/model.pt", url))
-    version = folder.metadata["version"]
-    target = Path(out) / f"{folder.name}_v{version}.zip"
+        chosen["models/model.pt"] = folder.model
+    for name in [name for name, path in chosen.items() if path.stat().st_size > LARGEST]:
+        del chosen[name]
+        entries[name] = _entry(folder, name, url)
+    contents = {name: path.read_bytes() for name, path in chosen.items()}
+    if entries:
+        contents["large_files.yml"] = yaml.safe_dump({"large_files": [*entries.values()]}, sort_keys=False).encode()
+    target = Path(out) / f"{folder.name}_v{folder.metadata['version']}.zip"
     target.parent.mkdir(parents=True, exist_ok=True)
-    texts = {"large_files.yml": yaml.safe_dump({"large_files": large}, sort_keys=False)} if large else {}
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
         part = Path(partial) / target.name
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            contents = {name: path.read_bytes() for name, path in chosen.items()}
-            contents |= {name: text.encode() for name, text in texts.items()}
             for name, data in sorted(contents.items()):
                 info = zipfile.ZipInfo(f"{folder.name}/{name}", DATE)
                 info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
@@ -138,12 +136,17 @@ def pack(
         os.replace(part, target)
     test = target.parent / f"test_{folder.name}.py"
     test.write_text(UNIT_TEST.format(name=folder.name), encoding="utf-8")
-    return Packed(target, test, {name: len(data) for name, data in contents.items()}, tuple(large), digest, rebuild)
+    return Packed(target, test, {n: len(data) for n, data in contents.items()}, (*entries.values(),), digest, rebuild)
+
+
+def _own_files(root: Path) -> list[Path]:
+    """Licence, configs and documents, without what editors and systems leave behind."""
+    found = [root / "LICENSE", *(root / "configs").glob("*.json"), *(root / "configs").glob("*.conf")]
+    found += [path for path in (root / "docs").rglob("*") if not any(p[0] == "." for p in path.relative_to(root).parts)]
+    return sorted(path for path in found if path.is_file())
 
 
 def _require_sound(folder: BundleFolder) -> None:
-    from monai_petl.bundle.checks import FILE_CHECKS, CheckError, SkippedError
-
     for name, act in FILE_CHECKS.items():
         try:
             act(folder)
@@ -165,31 +168,33 @@ def _below(folder: BundleFolder, path: Path) -> str:
 def _backbone(folder: BundleFolder) -> str:
     """Where inference.json looks for the backbone, from the bundle's folder."""
     config = folder.config("inference")
-    parser = ConfigParser({**config, "bundle_root": str(folder.root)})
-    path = Path(parser.get_parsed_content("pretrained_path" if "pretrained_path" in config else "ckpt_path"))
+    if not {"pretrained_path", "adapter_path"} <= config.keys():
+        raise ValueError(f"{folder.name} keeps all that it has learnt in models/model.pt; pack it without adapter")
+    path = Path(ConfigParser({**config, "bundle_root": str(folder.root)}).get_parsed_content("pretrained_path"))
     if not path.is_file():
         raise FileNotFoundError(f"no backbone at {path}; put the file there that the adapter was trained on")
-    return path.resolve().relative_to(folder.root).as_posix()
+    return path.relative_to(folder.root).as_posix()
 
 
 def _entry(folder: BundleFolder, name: str, url: str | None) -> dict[str, str]:
+    path = folder.root / name
     if not url:
-        size = (folder.root / name).stat().st_size
+        size = path.stat().st_size
         raise ValueError(f"{name} ({size:,} bytes) does not go into the zip; say where it can be downloaded, as url")
-    with (folder.root / name).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
-    return {"path": name, "url": url, "hash_val": digest.hexdigest(), "hash_type": "sha256"}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"path": name, "url": f"{url.rstrip('/')}/{path.name}", "hash_val": digest, "hash_type": "sha256"}
 
 
 def _require_same(folder: BundleFolder, adapter: str) -> None:
-    """Backbone and adapter together are the network that was trained."""
-    import torch
-
-    from monai_petl.networks.state_files import read_state_dict
-
+    """Backbone and adapter fit together, and are the network that was trained, where that is there."""
     parser = ConfigParser(folder.config("inference"))
     parser["bundle_root"], parser["adapter_path"] = str(folder.root), str(folder.root / adapter)
-    parser.get_parsed_content("load_weights")
+    try:
+        parser.get_parsed_content("load_weights")
+    except Exception as error:
+        raise ValueError(f"{adapter} does not fit the backbone: {root_cause(error)}") from error
+    if not folder.model.is_file():
+        return
     made = parser.get_parsed_content("network_def").state_dict()
     kept = read_state_dict(folder.model, "")
     differ = [n for n in {*made, *kept} if n not in made or n not in kept or not torch.equal(made[n], kept[n])]

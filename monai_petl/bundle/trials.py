@@ -24,7 +24,7 @@ from monai.bundle import ConfigWorkflow, ckpt_export, create_workflow, load, onn
 from torch import Tensor, nn
 
 from monai_petl.bundle.checks import CheckError, SkippedError
-from monai_petl.bundle.folder import BundleFolder
+from monai_petl.bundle.folder import BundleFolder, copy_folder
 from monai_petl.bundle.pack import pack
 from monai_petl.bundle.toy_data import make_toy_pictures, make_toy_volumes
 from monai_petl.networks.state_files import read_state_dict
@@ -69,16 +69,17 @@ class Trial:
     """
 
     def __init__(self, bundle: BundleFolder, scratch: Path) -> None:
-        self.source, self.scratch = bundle, scratch
+        self.source, self.scratch, self._failed = bundle, scratch, False
         self.bundle = self.copy("a bundle")
 
     def copy(self, folder: str) -> BundleFolder:
         """The bundle as it is published, with the ids of small.json written into its configs."""
-        leave = shutil.ignore_patterns("models", "eval", "data")
-        root = Path(shutil.copytree(self.source.root, self.scratch / folder / self.source.name, ignore=leave))
+        root = copy_folder(self.source.root, self.scratch / folder / self.source.name, "models", "eval", "data")
         for name in self.source.configs:
-            small = {key: value for key, value in self.source.sizes(name).items() if key in self.source.config(name)}
-            text = json.dumps({**self.source.config(name), **small}, indent=4)
+            written = self.source.config(name)
+            small = {key: value for key, value in self.source.sizes(name).items() if key in written}
+            small |= {"device": "cpu"} if "device" in written and not name.startswith("multi_gpu") else {}
+            text = json.dumps({**written, **small}, indent=4)
             (root / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
         return BundleFolder(root)
 
@@ -88,14 +89,7 @@ class Trial:
         classes, folder = self.source.class_names, self.scratch / "toy data"
         if self.source.task == "classification":
             return make_toy_pictures(folder, classes)
-        return make_toy_volumes(
-            folder, classes, spacing=self.source.config("small")["spacing"] if self.small else (8, 8, 10)
-        )
-
-    @property
-    def small(self) -> bool:
-        """Whether the bundle brings small sizes."""
-        return (self.source.root / "configs" / "small.json").is_file()
+        return make_toy_volumes(folder, classes, spacing=self.source.sizes("train").get("spacing", (8, 8, 10)))
 
     @cached_property
     def start(self) -> dict[str, Any]:
@@ -106,9 +100,18 @@ class Trial:
         self.bundle.run("pretrain", self.data, ckpt_dir=str(models))
         return {"pretrained_path": str(models / "model.pt")}
 
-    @cached_property
+    @property
     def training(self) -> tuple[ConfigWorkflow, dict[str, Tensor]]:
-        """A finished training, and the tensors of its network before it."""
+        """A finished training, and the tensors of its network before it; made once, also when it fails."""
+        if self._failed:
+            raise SkippedError("the training failed")
+        self._failed = True
+        found = self._training
+        self._failed = False
+        return found
+
+    @cached_property
+    def _training(self) -> tuple[ConfigWorkflow, dict[str, Tensor]]:
         flow = self.bundle.workflow("train", self.data, **self.start)
         flow.initialize()
         network = flow.parser.get_parsed_content("adapted_network")
@@ -140,7 +143,8 @@ def try_network(trial: Trial) -> None:
     verify_net_in_out("network_def", bundle_root=str(trial.source.root), **trial.files())
     if trial.source.model.is_file():
         whole = trial.source.parser("inference", small=False).get_parsed_content("network_def").state_dict()
-        if list(read_state_dict(trial.source.model, "")) != list(whole):
+        held = read_state_dict(trial.source.model, "")
+        if [(n, t.shape) for n, t in held.items()] != [(n, t.shape) for n, t in whole.items()]:
             raise CheckError("models/model.pt has other tensors than network_def, as inference.json is written")
     with torch.no_grad():
         out = trial.network(torch.rand(trial.bundle.input_shape))
@@ -171,8 +175,12 @@ def try_training(trial: Trial) -> None:
 def try_evaluation(trial: Trial) -> None:
     """Evaluation of the written network gives what validation found, and a table of metrics."""
     found = metric_of(trial.training[0])
-    again = metric_of(trial.bundle.run("evaluate", trial.data, **trial.start))
-    if abs(found - again) > 1e-4:
+    flow = trial.bundle.run("evaluate", trial.data, **trial.start)
+    again, kept = metric_of(flow), read_state_dict(trial.bundle.model, "")
+    network = flow.parser.get_parsed_content("adapted_network").state_dict()
+    if any(name not in kept or not torch.equal(tensor, kept[name]) for name, tensor in network.items()):
+        raise CheckError("evaluation has other weights than models/model.pt")
+    if not abs(found - again) <= 1e-4:
         raise CheckError(f"validation found {found:.4f}, evaluation {again:.4f}")
     if not list((trial.bundle.root / "eval").glob("*.csv")):
         raise CheckError("evaluation wrote no table of metrics into output_dir")
@@ -251,16 +259,19 @@ def try_without_package(trial: Trial) -> None:
 def try_archive(trial: Trial) -> None:
     """The packed bundle unpacks to one folder that runs."""
     trial.training  # noqa: B018
-    packed = pack(trial.bundle.root, trial.scratch / "zoo", check=False)
+    packed = pack(trial.bundle.root, trial.scratch / "zoo", "https://example.org", check=False)
     with zipfile.ZipFile(packed.path) as archive:
         archive.extractall(trial.scratch / "unpacked")
     (root,) = (trial.scratch / "unpacked").iterdir()
+    for entry in packed.large:  # what downloading does
+        (root / entry["path"]).parent.mkdir(exist_ok=True)
+        shutil.copy(trial.bundle.root / entry["path"], root / entry["path"])
     _infer(BundleFolder(root), trial.data)
 
 
 def try_scripted(trial: Trial) -> None:
     """TorchScript by scripting, where the model card says so."""
-    _export(trial, "TorchScript, scripted", lambda path, weights: _monai_export(trial, path, weights))
+    _export(trial, "TorchScript scripted", lambda path, weights: _monai_export(trial, path, weights))
 
 
 def try_traced(trial: Trial) -> None:
@@ -268,7 +279,7 @@ def try_traced(trial: Trial) -> None:
     shape = list(trial.bundle.input_shape)
     _export(
         trial,
-        "TorchScript, traced",
+        "TorchScript traced",
         lambda path, weights: _monai_export(trial, path, weights, use_trace=True, input_shape=shape),
     )
 
@@ -314,8 +325,8 @@ TRIALS = {
     "what is missing": try_missing,
     "without monai_petl": try_without_package,
     "archive": try_archive,
-    "TorchScript, scripted": try_scripted,
-    "TorchScript, traced": try_traced,
+    "TorchScript scripted": try_scripted,
+    "TorchScript traced": try_traced,
     "torch.export": try_export,
     "ONNX": try_onnx,
 }
@@ -348,8 +359,11 @@ def _export(
     with torch.no_grad():
         for count in batches:
             image = torch.rand(count, *trial.bundle.input_shape[1:])
-            difference = (exported(image) - network(image)).abs().max().item()
-            if difference > tolerance:
+            given, wanted = exported(image), network(image)
+            if given.shape != wanted.shape:
+                raise CheckError(f"it gives {tuple(given.shape)} where the network gives {tuple(wanted.shape)}")
+            difference = (given - wanted).abs().max().item()
+            if not difference <= tolerance:
                 raise CheckError(f"it differs from the network by {difference:.1e} for a batch of {count}")
 
 

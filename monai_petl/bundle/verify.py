@@ -6,12 +6,14 @@ import contextlib
 import io
 import logging
 import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from monai.utils import set_determinism
 
@@ -126,6 +128,8 @@ def _found(name: str, act: Callable[[], None]) -> Found:
         status, detail = "skipped", str(error)
     except Exception as error:
         cause = root_cause(error)
+        if isinstance(cause, KeyError):
+            cause = ValueError(f"there is no {cause.args[0]!r}")
         status, detail = "failed", f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
     return Found(name, status, detail, time.perf_counter() - start)
 
@@ -133,8 +137,10 @@ def _found(name: str, act: Callable[[], None]) -> Found:
 @contextlib.contextmanager
 def _quietly(elsewhere: Path) -> Iterator[None]:
     """Work in another folder without log lines, and leave the process as it was."""
-    here, disabled = Path.cwd(), logging.root.manager.disable
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    here, disabled, variables = Path.cwd(), logging.root.manager.disable, dict(os.environ)
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    deterministic, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
+    flags = cudnn.benchmark, cudnn.deterministic
     os.chdir(elsewhere)
     logging.disable(logging.ERROR)
     try:
@@ -144,3 +150,9 @@ def _quietly(elsewhere: Path) -> Iterator[None]:
         logging.disable(disabled)
         set_determinism(None)
         torch.use_deterministic_algorithms(deterministic)
+        cudnn.benchmark, cudnn.deterministic = flags
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]

@@ -21,7 +21,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_trained(
-    network: Network, path: str | os.PathLike | None, adapter_path: str | os.PathLike | None = None
+    network: Network,
+    path: str | os.PathLike | None,
+    adapter_path: str | os.PathLike | None = None,
+    instead_of: str | os.PathLike | None = None,
 ) -> Network:
     """Load a trained network: from its own file, or as an adapter on the backbone whose weights it has already.
 
@@ -29,6 +32,7 @@ def load_trained(
         network: changed in place; adapted by the method that the file was trained with, when it is a whole network.
         path: state dict of the whole network; not read when there is an adapter. ``None`` leaves the weights.
         adapter_path: the adapter's file, which knows its method.
+        instead_of: a missing file in whose place ``path`` is read, for a warning.
 
     Returns:
         The same network.
@@ -54,5 +58,6 @@ def load_trained(
             f"shape ({', '.join(wrong[:3])}). Use the method and the network settings that the file was trained with"
         )
     network.load_state_dict(state)
-    logger.info("%s: the whole network", path)
+    if instead_of is not None:
+        logger.warning("there is no file at %s; the network goes on from %s", instead_of, path)
     return network

@@ -27,7 +27,7 @@ class GuardedSpacingd(Spacingd):
         return {**done, **beside}
 
     def _looks_like_metadata(self, key: Hashable) -> bool:
-        return isinstance(key, str) and key.startswith(tuple(f"{own}_" for own in self.keys))
+        return isinstance(key, str) and key not in self.keys and key.startswith(tuple(f"{own}_" for own in self.keys))
 
 
 def _updates(value: Any) -> bool:

@@ -106,9 +106,14 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no network at .*model\.pt; give the pre-trained file"):
         new_class(root, out, ["a"])
     with_network(root)
-    for classes in ([], ["a", "A"], ["background"], [" "]):
+    for classes in ([], ["a", "A"], ["background"]):
         with pytest.raises(ValueError, match="different names without the background"):
             new_class(root, out, classes)
+    for odd in ("a/b", "$print(1)", "@x", ""):
+        with pytest.raises(ValueError, match="letters, digits"):
+            new_class(root, out, ["liver", odd])
+    with pytest.raises(ValueError, match="needs the classes that it knows"):
+        new_class(shrink(PUNET, tmp_path / "punet"), out, ["liver"])
     with pytest.raises(ValueError, match="end in _segmentation"):
         new_class(root, tmp_path / "new_classification", ["a"])
     with pytest.raises(FileNotFoundError, match="no weights"):

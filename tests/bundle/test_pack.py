@@ -21,7 +21,7 @@ from monai_petl.bundle.toy_data import make_toy_volumes
 from tests.bundle.test_new_class import shrink
 from tests.bundles.helpers import INFLATED, PUNET, REPOSITORY, checkpoint_state, state_in
 
-URL = "https://example.org/vit.safetensors"
+URL = "https://example.org/weights"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,12 @@ def test_an_adapter_goes_without_its_backbone_and_one_command_rebuilds_the_netwo
     root = unpacked(packed.path, tmp_path / "elsewhere")
     backbone = trained / "models" / "pretrained.safetensors"
     digest = hashlib.sha256(backbone.read_bytes()).hexdigest()
-    entry = {"path": "models/pretrained.safetensors", "url": URL, "hash_val": digest, "hash_type": "sha256"}
+    entry = {
+        "path": "models/pretrained.safetensors",
+        "url": f"{URL}/pretrained.safetensors",
+        "hash_val": digest,
+        "hash_type": "sha256",
+    }
     assert yaml.safe_load((root / "large_files.yml").read_text(encoding="utf-8")) == {"large_files": [entry]}
     (root / "models" / "pretrained.safetensors").write_bytes(backbone.read_bytes())  # what downloading does
     words = packed.rebuild.split()
@@ -113,7 +118,7 @@ def test_a_network_above_the_zoos_limit_is_an_entry(tmp_path: Path) -> None:
     torch.save({"large": torch.zeros(7_000_000)}, root / "models" / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt \(28,\d+,\d+ bytes\) does not go into the zip.*url"):
         pack(root, tmp_path)
-    packed = pack(root, tmp_path, "https://example.org/model.pt")
+    packed = pack(root, tmp_path, URL)
     assert [entry["path"] for entry in packed.large] == ["models/model.pt"]
     assert "models/model.pt" not in packed.files
 
@@ -143,10 +148,44 @@ def test_bad_input_is_named_and_nothing_is_written(trained: Path, tmp_path: Path
     (root / "models" / "adapters" / "a.safetensors").touch()
     with pytest.raises(FileNotFoundError, match="no backbone"):
         pack(root, tmp_path, URL, "models/adapters/a.safetensors")
+    (root / "models" / "pretrained.safetensors").symlink_to(trained / "models" / "pretrained.safetensors")
+    with pytest.raises(ValueError, match=r"a\.safetensors does not fit the backbone"):
+        pack(root, tmp_path, URL, "models/adapters/a.safetensors")
+    with pytest.raises(ValueError, match="lies in the bundle"):
+        pack(root, root / "docs")
+    punet = PUNET.copy(tmp_path / "punet")
+    (punet / "models").mkdir()
+    (punet / "models" / "a.safetensors").touch()
+    with pytest.raises(ValueError, match=r"punet_ct_segmentation keeps all .*without adapter"):
+        pack(punet, tmp_path, URL, "models/a.safetensors")
     (root / "LICENSE").unlink()
     with pytest.raises(ValueError, match="does not pass the check of its files: missing: LICENSE"):
         pack(root, tmp_path)
     assert not list(tmp_path.glob("*.zip"))
+
+
+def test_entries_stay_and_what_editors_leave_behind_does_not_come_along(tmp_path: Path) -> None:
+    root = INFLATED.copy(tmp_path / "source")
+    entry = {"path": "models/model.pt", "url": f"{URL}/model.pt", "hash_val": "0" * 64, "hash_type": "sha256"}
+    (root / "large_files.yml").write_text(yaml.safe_dump({"large_files": [entry]}), encoding="utf-8")
+    for name in (".DS_Store", "docs/.ipynb_checkpoints/a.md", "mlruns/a", "configs/.DS_Store"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    packed = pack(root, tmp_path)
+    assert packed.large == (entry,)
+    assert not [name for name in packed.files if "/." in f"/{name}" or "mlruns" in name]
+    (root / "large_files.yml").unlink()
+    assert "holds no weights" in str(pack(root, tmp_path))
+
+
+def test_an_adapter_above_the_zoos_limit_is_an_entry_too(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_petl.bundle.pack.LARGEST", 1000)
+    packed = pack(trained, tmp_path, URL, "models/adapters/head.safetensors")
+    named = {entry["path"] for entry in packed.large}
+    assert {"models/pretrained.safetensors", "models/adapters/head.safetensors"} <= named
+    assert "models/adapters/head.safetensors" not in packed.files
 
 
 def test_what_is_packed_can_be_read_as_json(trained: Path, tmp_path: Path) -> None:

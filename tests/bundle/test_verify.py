@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +139,22 @@ WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         "prepares images otherwise",
         lambda root: edit(root, "inference", lambda c: c["preprocessing"]["transforms"].pop(3)),
     ),
+    "other spacing": (
+        "agreement",
+        "spacing",
+        lambda root: edit(root, "inference", lambda c: c.update(spacing=[1.0, 1.0, 1.0])),
+    ),
+    "other order of classes": (
+        "agreement",
+        "mistaken",
+        lambda root: edit(root, "train", lambda c: c["class_names"].reverse()),
+    ),
+    "no list": ("weights", "large_files", lambda root: (root / "large_files.yml").write_text("", encoding="utf-8")),
+    "unknown package version": (
+        "versions",
+        "nothing is installed",
+        lambda root: edit(root, "metadata", lambda c: c["required_packages_version"].update({"foo-bar": "1.0.0"})),
+    ),
     "repetition": (
         "overrides",
         "seed",
@@ -193,6 +208,11 @@ RUNS_WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         lambda root: edit(root, "metadata", lambda c: pred(c).update(num_channels=7)),
     ),
     "other tensors": ("network", "model.pt", lambda root: with_model(root, "model.pt", {"a": torch.zeros(1)})),
+    "evaluation without weights": (
+        "evaluate",
+        "other weights",
+        lambda root: edit(root, "evaluate", lambda c: c.update({"adapted_network::path": None})),
+    ),
     "grid": ("infer", "grid", lambda root: edit(root, "inference", without_inversion)),
     "silent": (
         "what is missing",
@@ -200,7 +220,7 @@ RUNS_WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         lambda root: edit(root, "inference", lambda c: c.update(run=["$@check_data", "$@evaluator.run()"])),
     ),
     "claim": (
-        "TorchScript, scripted",
+        "TorchScript scripted",
         "the card says yes",
         lambda root: rewrite_card(root, "| TorchScript, scripted | no |", "| TorchScript, scripted | yes |"),
     ),
@@ -219,16 +239,16 @@ def test_a_bundle_that_runs_wrongly_fails_the_check_that_is_for_it(name: str, ro
 
 def test_the_folder_and_the_process_stay_as_they_were(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    here, seed = Path.cwd(), torch.initial_seed()
+    here, state = Path.cwd(), torch.random.get_rng_state()
     verify(root, None, ("files", "train", "infer"))
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     assert Path.cwd() == here
     assert not torch.are_deterministic_algorithms_enabled()
-    assert isinstance(seed, int)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_what_cannot_be_checked_is_skipped_with_its_reason(root: Path) -> None:
-    found = verify(root, None, ("schema", "TorchScript, scripted"))
+    found = verify(root, None, ("schema", "TorchScript scripted"))
     assert [check.status for check in found.found] == ["skipped", "skipped"]
     assert "--schema" in found["schema"].detail
     assert found.ok
@@ -243,8 +263,18 @@ def test_what_is_no_bundle_and_no_check_is_named(tmp_path: Path, root: Path) -> 
         verify(root, tmp_path / "none.json")
 
 
+def test_a_training_that_fails_is_not_made_again_by_every_check(root: Path) -> None:
+    edit(root, "train", lambda c: c.update(segmentation_loss="none"))
+    found = verify(root, None, ("train", "evaluate", "infer"))
+    assert [check.status for check in found.found] == ["failed", "skipped", "skipped"]
+    assert "segmentation_loss must be one of" in found["train"].detail
+    assert found["infer"].detail == "the training failed"
+
+
 def test_a_bundle_without_small_sizes_can_be_checked(tmp_path: Path) -> None:
     root = PUNET.copy(tmp_path)
     (root / "configs" / "small.json").unlink()
-    assert verify(root, SCHEMA, OF_FILES).ok
-    shutil.rmtree(root)
+    found = verify(root, SCHEMA, OF_FILES)
+    assert {check.check: check.detail for check in found.found if check.status == "failed"} == {
+        "model card": "the card names files that are not there: configs/small.json"
+    }

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import LoadImaged, Spacingd
 
 from monai_petl.transforms import GuardedSpacingd
@@ -30,3 +31,10 @@ def test_its_inverse_gives_the_size_of_the_image_back(loaded: dict) -> None:
     done = spacing({**loaded, "image_path": "a"})
     assert done["image"].shape == (1, 11, 9, 13)
     assert torch.equal(spacing.inverse(done)["image"], loaded["image"])
+
+
+def test_an_image_whose_key_begins_like_anothers_is_resampled_too() -> None:
+    data = {name: MetaTensor(torch.rand(1, 8, 8, 8), affine=torch.eye(4)) for name in ("image", "image_2")}
+    done = GuardedSpacingd(("image", "image_2"), pixdim=(2, 2, 2))(data)
+    assert done["image"].shape == done["image_2"].shape
+    assert done["image"].shape != data["image"].shape
