@@ -307,6 +307,7 @@ def _refuse(found: list[str], what: str) -> None:
 
 
 def large_files_of(bundle: BundleFolder) -> list[dict[str, Any]]:
+    """The entries of large_files.yml; none where there is no such file."""
     path = bundle.root / "large_files.yml"
     found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"large_files": []}
     if not isinstance(found, dict) or not isinstance(found.get("large_files"), list):

@@ -19,12 +19,14 @@ from monai.utils import set_determinism
 
 from monai_petl.bundle.checks import FILE_CHECKS, CheckError, SkippedError, check_schema
 from monai_petl.bundle.config import root_cause
+from monai_petl.bundle.exports import EXPORTS
 from monai_petl.bundle.folder import BundleFolder
 from monai_petl.bundle.trials import TRIALS, Trial
 
 __all__ = ["CHECKS", "Found", "Verification", "verify"]
 
-CHECKS = (*FILE_CHECKS, "schema", *TRIALS)
+RUNS = {**TRIALS, **EXPORTS}
+CHECKS = (*FILE_CHECKS, "schema", *RUNS)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def verify(
                     FILE_CHECKS[name](folder)
                 else:
                     trial[:] = trial or [Trial(folder, Path(scratch))]
-                    TRIALS[name](trial[0])
+                    RUNS[name](trial[0])
 
             found.append(_found(name, act))
             told(line_of(found[-1]))
