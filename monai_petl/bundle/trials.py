@@ -305,4 +305,5 @@ def _python(words: list[str], trial: Trial) -> subprocess.CompletedProcess:
 def _last_line(text: str) -> str:
     """The line of a process's output that says most: its last error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["nothing was said"]
-    return next((line for line in reversed(lines) if re.search(r"\w(Error|Exception): ", line)), lines[-1])
+    telling = [line for line in lines if re.search(r"\w(Error|Exception): |exitcode|Signal \d|terminate called", line)]
+    return (telling or lines)[-1]

@@ -58,7 +58,7 @@ def start_of(name: str, weights: dict[str, str]) -> dict[str, str]:
 
 def classes_of(bundle: Bundle) -> dict[str, Any]:
     """What inference is asked for: PUNet's network after training holds other classes than the default ones."""
-    return {"class_names": ["kidney"]} if bundle is PUNET else {}
+    return {"class_names": ["kidney"]} if bundle == PUNET else {}
 
 
 def make_case_bad(folder: Path, kind: str) -> str:
