@@ -261,7 +261,7 @@ STUDIES: dict[str, Study] = {
     "hippocampus_slices": Study(
         "aim_vit_segmentation",
         "mr_hippocampus",
-        {**AIM, "aim, 0.0003": {"method": "aim", "delta_lr": 3e-4}},
+        AIM,
         {**SLICED, **HIPPOCAMPUS, **window([0.5, 0.5, 2.0], [84, 112, 5])},
     ),
     "brain_slices": Study(

@@ -4,7 +4,7 @@ from monai_petl.handlers.adapter_saver import AdapterSaver
 from monai_petl.handlers.class_mean import ClassMean
 from monai_petl.handlers.clip import GradientClipping, GradientNormClipping
 from monai_petl.handlers.probability_table import ProbabilityTable
-from monai_petl.handlers.ranks import for_this_rank
+from monai_petl.handlers.ranks import for_this_rank, leave_group
 from monai_petl.handlers.resume import BestMetric, ResumableTraining, require_checkpoint
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "ProbabilityTable",
     "ResumableTraining",
     "for_this_rank",
+    "leave_group",
     "require_checkpoint",
 ]

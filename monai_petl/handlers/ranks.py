@@ -1,4 +1,4 @@
-"""Which handlers run in which process of a distributed training."""
+"""A distributed training's processes: which handlers run in which, and how they part."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import ignite.distributed as idist
+import torch.distributed
 from ignite.handlers import ProgressBar
 from monai.handlers import CheckpointSaver, StatsHandler, TensorBoardStatsHandler
+from torch import nn
 
 from monai_petl.handlers.adapter_saver import AdapterSaver
 
-__all__ = ["for_this_rank"]
+__all__ = ["for_this_rank", "leave_group"]
 
 WRITERS = (CheckpointSaver, AdapterSaver, StatsHandler, TensorBoardStatsHandler, ProgressBar)
 
@@ -24,3 +26,17 @@ def for_this_rank(handlers: Sequence[Any]) -> list[Any]:
     """
     first = idist.get_rank() == 0
     return [h for h in handlers if h is not None and (first or not isinstance(h, WRITERS))]
+
+
+def leave_group(network: nn.Module) -> None:
+    """End this process's part in the group, last of all.
+
+    The wrapper's reducer holds the group too. Destroyed behind it, as when Python ends, it now and then waits for ever for
+    a thread of gloo, or takes the process down; so it goes first.
+
+    Args:
+        network: the ``DistributedDataParallel``, which cannot train any more afterwards.
+    """
+    for name in ("logger", "reducer"):
+        network.__dict__.pop(name, None)
+    torch.distributed.destroy_process_group()
