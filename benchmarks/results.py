@@ -4,32 +4,42 @@
     python benchmarks/results.py run all --data PATH --weights dinov2_vits14.safetensors
     python benchmarks/results.py page
 
-PATH holds the data sets, a folder each. A study's work lies in ``results/STUDY``, where an interrupted one goes on. What it
-measured goes to ``benchmarks/results/quality/STUDY.json``, without the paths of this machine, and a report that may be shown to
+``--missing`` runs what the repository has no record of, a method that is new for example, and nothing again. PATH holds the
+data sets, a folder each. A study's work lies in ``results/STUDY``, where an interrupted one goes on. What it measured goes
+to ``benchmarks/results/quality/STUDY.json``, without the paths of this machine, and a report that may be shown to
 ``docs/reports``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import fire
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from studies import STUDIES, Study
 
 from monai_petl.compare import Results, compare, markdown_table, write_report
+from monai_petl.compare.plan import Job
+from monai_petl.compare.records import write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "quality"
 WEIGHTS = "dinov2_vits14.safetensors"
 
 
-def run(study: str, data: str, weights: str = "", out: str = "results", devices: str | None = None) -> None:
+def run(
+    study: str,
+    data: str,
+    weights: str = "",
+    out: str = "results",
+    devices: str | None = None,
+    missing: bool = False,
+) -> None:
     """Run a study, or ``all`` of them, publish what was measured, and write the page."""
     for name in STUDIES if study == "all" else (study,):
         chosen, folder = _study(name), Path(out).resolve() / name
@@ -42,7 +52,10 @@ def run(study: str, data: str, weights: str = "", out: str = "results", devices:
             ids["pretrained_path"] = str(_pretrained(chosen, ids, Path(out).resolve() / "pretrained"))
         methods = folder / "methods.json"
         folder.mkdir(parents=True, exist_ok=True)
-        methods.write_text(json.dumps(arms(chosen), indent=4) + "\n", encoding="utf-8")
+        methods.write_text(json.dumps(arms(chosen, folder), indent=4) + "\n", encoding="utf-8")
+        if missing:
+            _restore(name, folder, ids)
+        _store_features(chosen, folder, ids)
         compare(
             str(ROOT / "bundles" / chosen.bundle),
             str(methods),
@@ -59,12 +72,12 @@ def run(study: str, data: str, weights: str = "", out: str = "results", devices:
     page()
 
 
-def arms(study: Study) -> dict[str, dict[str, Any]]:
-    """The methods of a study, with paths of bundles."""
-    folder = ROOT / "bundles"
+def arms(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+    """The methods of a study, with paths of bundles, and of stored features in the study's folder."""
+    homes = {"bundle": ROOT / "bundles", "cache_dir": folder}
     return {
-        n: {**ids, "bundle": str(folder / ids["bundle"])} if "bundle" in ids else {**ids}
-        for n, ids in study.methods.items()
+        label: {name: str(homes[name] / value) if name in homes else value for name, value in ids.items()}
+        for label, ids in study.methods.items()
     }
 
 
@@ -79,6 +92,7 @@ def publish(study: str, out: str = "results") -> None:
         str(Path(found.plan["bundle"]).parent): "bundles",
         str(local["dataset_dir"]): f"data/{chosen.data}",
         str(local["pretrained_path"]): WEIGHTS if chosen.weights else "pretrained/model.pt",
+        f"{folder}/": "",
     }
     text = json.dumps({"plan": found.plan, "records": found.records, "trials": found.trials})
     for path, name in names.items():
@@ -161,22 +175,49 @@ def _study(name: str) -> Study:
     return STUDIES[name]
 
 
+def _restore(name: str, folder: Path, ids: Mapping[str, Any]) -> None:
+    """Put back what the repository knows of a study's runs, so that they are not made again."""
+    if not (RECORDS / f"{name}.json").is_file():
+        return
+    study = _study(name)
+    wanted = arms(study, folder)
+    for record in results(name).records:
+        if record["method"] not in wanted:
+            continue
+        job = Job(record["phase"], record["method"], record["shots"], record["seed"], record["factor"])
+        path = folder / "runs" / f"{job.key}.json"
+        if path.exists():
+            continue
+        local = {key: value for key, value in wanted[job.method].items() if key == "cache_dir"}
+        local |= {key: ids[key] for key in ("dataset_dir", "pretrained_path") if key in record["ids"]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_record(path, {**record, "ids": {**record["ids"], **local}})
+
+
+def _store_features(study: Study, folder: Path, ids: Mapping[str, Any]) -> None:
+    """What the frozen transformers of a study's methods say of all images, for methods that train on that."""
+    for own in arms(study, folder).values():
+        if "cache_dir" in own:
+            root = Path(own.get("bundle", ROOT / "bundles" / study.bundle))
+            _run_bundle(root, ["train", "preload"], {**ids, **own, "num_labelled": None})
+
+
 def _pretrained(study: Study, ids: dict[str, Any], folder: Path) -> Path:
     """The network that the bundle's pretrain.json makes, made once for all studies of the data."""
     root = ROOT / "bundles" / study.bundle
     models = folder / study.data
     if not (models / "model.pt").is_file():
         where = {"ckpt_dir": str(models), "output_dir": str(models / "eval")}
-        _run_bundle(root, "pretrain", {**ids, **study.pretraining, **where})
+        _run_bundle(root, ["pretrain"], {**ids, **study.pretraining, **where})
     return models / "model.pt"
 
 
-def _run_bundle(root: Path, config: str, ids: Mapping[str, Any]) -> None:
-    """Run a config of a bundle with those of the ids that it knows."""
-    file = root / "configs" / f"{config}.json"
-    known = json.loads(file.read_text(encoding="utf-8"))
+def _run_bundle(root: Path, configs: Sequence[str], ids: Mapping[str, Any]) -> None:
+    """Run configs of a bundle, merged, with those of the ids that they know."""
+    files = [str(root / "configs" / f"{config}.json") for config in configs]
+    known = ConfigParser.load_config_files(files)
     workflow = ConfigWorkflow(
-        config_file=str(file),
+        config_file=files,
         meta_file=str(root / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train",

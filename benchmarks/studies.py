@@ -20,7 +20,8 @@ class Study:
     Args:
         bundle: name of its folder.
         data: name of the data set's folder.
-        methods: label -> top-level ids; ``bundle`` is the name of another bundle's folder.
+        methods: label -> top-level ids; ``bundle`` is the name of another bundle's folder, ``cache_dir`` that of
+            stored features, which are made first.
         settings: top-level ids that all share.
         shots: numbers of labelled cases; ``None`` for all.
         seeds: how many.
@@ -106,6 +107,7 @@ AIM: dict[str, Ids] = {
     "aim": {"method": "aim", "delta_lr": 1e-3},
     "full": FULL,
 }
+AIM_RATES: dict[str, Ids] = {f"aim, {rate:g}": {"method": "aim", "delta_lr": rate} for rate in (3e-4, 1e-3)}
 INFLATION: dict[str, Ids] = {
     "frozen, center": {"method": "head"},
     "frozen, average": {"method": "head", "inflation": "average"},
@@ -136,6 +138,25 @@ CLASSIFICATION: dict[str, Ids] = {
     "bias": {"method": "bias"},
     "full": FULL,
 }
+FEW: dict[str, tuple[str, tuple[float, float], Ids]] = {  # the id of the rate, two rates, the rest
+    "head": ("lr", (3e-3, 1e-2), {"method": "head"}),
+    "ept": ("delta_lr", (1e-1, 5e-1), {"method": "ept"}),
+    "ept, published start": (
+        "delta_lr",
+        (1e-1, 5e-1),
+        {"method": "ept", "method_options": {"init": "published", "num_columns": 100}},
+    ),
+    "vpt": ("delta_lr", (1e-3, 5e-3), {"method": "vpt"}),
+    "vpt, shallow": ("delta_lr", (1e-3, 5e-3), {"method": "vpt", "method_options": {"deep": False}}),
+    "lora": ("delta_lr", (1e-3, 5e-3), {"method": "lora"}),
+    "ffn_adapter": ("delta_lr", (1e-3, 5e-3), {"method": "ffn_adapter"}),
+    "bias": ("backbone_lr", (1e-3, 5e-3), {"method": "bias"}),
+    "full": ("backbone_lr", (1e-5, 1e-4), {"method": "full"}),
+}
+FEW_RATES: dict[str, Ids] = {
+    f"{label}, {rate:g}": {**ids, name: rate} for label, (name, rates, ids) in FEW.items() for rate in rates
+}
+FEW_PICTURES = {**PICTURES, "epochs": 2, "img_size": [126, 126], "affine_prob": 0.0}
 
 PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
 PUNET: dict[str, Ids] = {  # learning rates chosen on the validation cases of the hippocampus, 10 volumes
@@ -258,6 +279,14 @@ STUDIES: dict[str, Study] = {
         METHODS,
         {**INFLATED, **BRAIN, **window([1.5, 1.5, 2.0], [126, 154, 5]), "batch_size": 1},
     ),
+    "slices_rates": Study(
+        "aim_vit_segmentation",
+        "mr_hippocampus",
+        AIM_RATES,
+        {**SLICED, **HIPPOCAMPUS, **window([0.5, 0.5, 2.0], [84, 112, 5])},
+        seeds=1,
+        section="validation",
+    ),
     "hippocampus_slices": Study(
         "aim_vit_segmentation",
         "mr_hippocampus",
@@ -287,5 +316,8 @@ STUDIES: dict[str, Study] = {
         title="Which method for breast ultrasound?",
         attribution=BUSI_SOURCE,
         pictures=6,
+    ),
+    "busi_few_rates": Study(
+        "ept_vit_classification", "cls_busi", FEW_RATES, FEW_PICTURES, (5,), seeds=2, section="validation"
     ),
 }

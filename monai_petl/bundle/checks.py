@@ -53,7 +53,6 @@ REFERENCES = {  # ids that MONAI reads through others, which have to refer to th
     },
 }
 TRAINING_ONLY = ("deep_supervision", "_requires_")
-SECTIONS = ("network", "train", "inference", "licen", "limit|intended use")
 
 
 class CheckError(Exception):
@@ -264,7 +263,7 @@ def check_weights(bundle: BundleFolder) -> None:
 
 
 def check_card(bundle: BundleFolder) -> None:
-    """The model card names ids and files that exist, has commands, and says what can be exported."""
+    """The model card names files that exist and ids that are read, has commands, and says what can be exported."""
     text = bundle.card()
     rows: list[str] = []
     inside = False
@@ -277,6 +276,9 @@ def check_card(bundle: BundleFolder) -> None:
     _refuse(sorted(names - known), "the card's tables name ids that no config has")
     if not names:
         raise CheckError("the card has no table of ids")
+    written = "".join(json.dumps(bundle.config(name)) for name in bundle.configs)
+    unread = [name for name in sorted(names) if not re.search(rf"[@%]{name}\b", written)]
+    _refuse(unread, "the card's tables name ids that nothing reads")
     files = {name for name in re.findall(r"\bconfigs/\w+\.\w+", text) if not (bundle.root / name).is_file()}
     _refuse(sorted(files), "the card names files that are not there")
     if "python -m monai.bundle run" not in text:

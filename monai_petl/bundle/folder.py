@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,20 @@ class BundleFolder:
             return json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
+
+    def write(self, name: str, contents: Mapping[str, Any]) -> None:
+        """Write a config in the Model Zoo's form."""
+        text = json.dumps(contents, indent=4, ensure_ascii=False) + "\n"
+        (self.root / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
+
+    def small_copy(self, root: Path, **more: Any) -> BundleFolder:
+        """A copy as it is published, with the ids of small.json, and ``more`` where a config has them, written into it."""
+        copy = BundleFolder(copy_folder(self.root, root, "models", "eval", "data"))
+        for name in self.configs:
+            written = self.config(name)
+            ids = {key: value for key, value in {**self.sizes(name), **more}.items() if key in written}
+            copy.write(name, {**written, **ids})
+        return copy
 
     @cached_property
     def metadata(self) -> dict[str, Any]:

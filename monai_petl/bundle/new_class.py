@@ -69,8 +69,7 @@ def new_class(
         FileNotFoundError: there is no bundle, or there are no weights.
         FileExistsError: ``out`` holds files.
         ValueError: a class is named twice, oddly or like the background, PUNet gets one class only, the name of ``out``
-            does not say the task, or the weights
-            have nothing in common with the network.
+            does not say the task, or the weights have nothing in common with the network.
     """
     folder, target = BundleFolder(bundle), Path(out)
     names = [str(name).strip().lower() for name in classes]
@@ -93,12 +92,13 @@ def new_class(
         for part in ("configs", "docs"):
             copy_folder(folder.root / part, partial / part)
         shutil.copyfile(folder.root / "LICENSE", partial / "LICENSE")
+        new = BundleFolder(partial)
         for name in folder.configs:
-            _write(partial, name, _with_classes(folder.config(name), names))
-        _write(partial, "metadata", _described(folder, target.name, names))
+            new.write(name, _with_classes(folder.config(name), names))
+        new.write("metadata", _described(folder, target.name, names))
         card = partial / "docs" / "README.md"
         card.write_text(_noted(folder, names), encoding="utf-8")
-        kept, fresh = _make_model(BundleFolder(partial), folder, weights)
+        kept, fresh = _make_model(new, folder, weights)
     return NewBundle(target, tuple(names), kept, fresh)
 
 
@@ -166,8 +166,3 @@ def _sized_by_classes(bundle: BundleFolder, own: Mapping[str, Tensor]) -> set[st
     more = [*bundle.class_names, "one more"]
     wider = bundle.parser("inference", small=False, class_names=more).get_parsed_content("network_def").state_dict()
     return {name for name, tensor in own.items() if name in wider and wider[name].shape != tensor.shape}
-
-
-def _write(folder: Path, name: str, contents: Mapping[str, Any]) -> None:
-    text = json.dumps(contents, indent=4, ensure_ascii=False) + "\n"
-    (folder / "configs" / f"{name}.json").write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +22,7 @@ from monai.bundle import ConfigWorkflow, create_workflow, load, verify_net_in_ou
 from torch import Tensor, nn
 
 from monai_petl.bundle.checks import CheckError, SkippedError
-from monai_petl.bundle.folder import BundleFolder, copy_folder
+from monai_petl.bundle.folder import BundleFolder
 from monai_petl.bundle.pack import pack
 from monai_petl.bundle.toy_data import make_toy_pictures, make_toy_volumes
 from monai_petl.networks.state_files import read_state_dict
@@ -72,14 +72,11 @@ class Trial:
 
     def copy(self, folder: str) -> BundleFolder:
         """The bundle as it is published, with the ids of small.json written into its configs."""
-        root = copy_folder(self.source.root, self.scratch / folder / self.source.name, "models", "eval", "data")
-        for name in self.source.configs:
-            written = self.source.config(name)
-            small = {key: value for key, value in self.source.sizes(name).items() if key in written}
-            small |= {"device": "cpu"} if "device" in written and not name.startswith("multi_gpu") else {}
-            text = json.dumps({**written, **small}, indent=4)
-            (root / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
-        return BundleFolder(root)
+        copy = self.source.small_copy(self.scratch / folder / self.source.name, device="cpu")
+        for name in copy.configs:
+            if name.startswith("multi_gpu"):  # which has a device for each process
+                copy.write(name, self.source.config(name))
+        return copy
 
     @cached_property
     def data(self) -> Path:
@@ -153,7 +150,7 @@ def try_network(trial: Trial) -> None:
 
 
 def try_training(trial: Trial) -> None:
-    """Training writes the complete network, flat, and an adapter; nothing frozen has changed."""
+    """Training has finite losses, changes nothing frozen, and writes the complete network, flat, and an adapter."""
     flow, before = trial.training
     network = flow.parser.get_parsed_content("adapted_network")
     state = read_state_dict(trial.bundle.model, "")
@@ -166,6 +163,10 @@ def try_training(trial: Trial) -> None:
         raise CheckError(f"training changed {len(moved)} frozen tensors, such as {moved[0]}")
     if all(torch.equal(before[name], now[name]) for name in learnt):
         raise CheckError("training changed nothing")
+    broken = [name for name in sorted(learnt) if not now[name].isfinite().all()]
+    losses = [float(item["loss"]) for item in flow.parser.get_parsed_content("train::trainer").state.output]
+    if broken or not all(map(math.isfinite, losses)):
+        raise CheckError(f"the last loss is {losses[0]}, and {len(broken)} trained tensors are not finite")
     if not list((trial.bundle.root / "models" / "adapters").glob("*.safetensors")):
         raise CheckError("no adapter was written to models/adapters")
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,7 @@ from tests.bundles.helpers import (
 
 
 def shrink(bundle: Bundle, folder: Path) -> Path:
-    """A copy with the sizes of small.json in its configs."""
-    root = bundle.copy(folder)
-    source = BundleFolder(root)
-    for name in source.configs:
-        written = source.config(name)
-        small = {key: value for key, value in source.sizes(name).items() if key in written}
-        (root / "configs" / f"{name}.json").write_text(
-            json.dumps({**written, **small}, indent=4, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    return root
+    return BundleFolder(bundle.path).small_copy(folder / bundle.name).root
 
 
 def with_network(root: Path) -> dict[str, Any]:

@@ -169,6 +169,14 @@ WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     ),
     "hash": ("weights", "hash", lambda root: large(root, hash_type="sha256")),
     "kind of hash": ("weights", "sha256", lambda root: large(root, hash_type="md5")),
+    "id that nothing reads": (
+        "model card",
+        "nothing reads: idle",
+        lambda root: [
+            edit(root, "train", lambda c: c.update(idle=1)),
+            rewrite_card(root, "| --- | --- | --- |\n", "| --- | --- | --- |\n| `idle` | 1 | |\n"),
+        ],
+    ),
     "unknown id in the card": (
         "model card",
         "no_such_id",
@@ -224,7 +232,42 @@ RUNS_WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         "the card says yes",
         lambda root: rewrite_card(root, "| TorchScript, scripted | no |", "| TorchScript, scripted | yes |"),
     ),
+    "claims the less": (
+        "torch.export",
+        "the card does not say so",
+        lambda root: rewrite_card(root, "| `torch.export` | yes |", "| `torch.export` | no |"),
+    ),
+    "claims less of ONNX": (
+        "ONNX",
+        "the card does not say so",
+        lambda root: rewrite_card(root, "| ONNX | yes |", "| ONNX | no |"),
+    ),
     "nothing learnt": ("train", "changed nothing", lambda root: edit(root, "train", lambda c: c.update(STILL))),
+    "no number": ("train", "the last loss is nan", lambda root: edit(root, "train", lambda c: c.update(lr=1e30))),
+    "silent about the package": (
+        "without monai_petl",
+        "verify_net_in_out",
+        lambda root: edit(root, "inference", lambda c: c.update(requirements=None)),
+    ),
+    "no version of MONAI": (
+        "properties",
+        "monai_version",
+        lambda root: edit(root, "metadata", lambda c: c.pop("monai_version")),
+    ),
+    "one process": (
+        "2 processes",
+        "torchrun ended with 1",
+        lambda root: edit(root, "multi_gpu_train", lambda c: c.update(device="cuda:99")),
+    ),
+    "reads what is not packed": (
+        "archive",
+        "tensorboard",
+        lambda root: edit(
+            root,
+            "inference",
+            lambda c: c["initialize"].append("$os.listdir(@bundle_root + '/eval/tensorboard')"),
+        ),
+    ),
 }
 
 

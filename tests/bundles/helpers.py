@@ -47,6 +47,14 @@ class Bundle:
         return found
 
     @property
+    def classes(self) -> list[str]:
+        """What these settings segment or classify, in order of the channels."""
+        train = self.settings["train"]
+        if "base_classes" in train:
+            return [*train["base_classes"], self.config("train")["new_class"]]
+        return self.config("inference")["class_names"]
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Of the network, with these settings."""
         return BundleFolder(self.path).input_shape

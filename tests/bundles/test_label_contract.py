@@ -43,17 +43,10 @@ def case(each: Bundle, data: Path, tmp_path: Path) -> dict[str, str]:
     label = nib.load(data / "labelsTr" / image.name)
     ids, values = class_names(data), np.asarray(label.dataobj)
     numbered = np.zeros_like(values)
-    for value, name in enumerate(channels(each), 1):
+    for value, name in enumerate(each.classes, 1):
         numbered[values == ids[name]] = value
     nib.save(nib.Nifti1Image(numbered, label.affine), tmp_path / "label.nii.gz")
     return {"image": str(image), "label": str(tmp_path / "label.nii.gz")}
-
-
-def channels(bundle: Bundle) -> list[str]:
-    train = bundle.settings["train"]
-    if "base_classes" in train:
-        return [*train["base_classes"], bundle.config("train")["new_class"]]
-    return bundle.config("train")["class_names"]
 
 
 def test_it_learns_from_one_label_from_the_model_that_is_there(

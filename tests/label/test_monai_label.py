@@ -28,6 +28,7 @@ import pytest
 import torch
 
 from docs.support_table import rows_in
+from monai_petl.bundle import BundleFolder
 from monai_petl.data import class_names, make_phantom_dataset
 from tests.bundles.helpers import AIM, REPOSITORY, SEGMENTERS, SIZE, SPACING, Bundle, named, parsed, state_in
 
@@ -106,19 +107,15 @@ class Server:
 
 def small_copy(bundle: Bundle, folder: Path) -> None:
     """A copy with small networks and short epochs, and a complete, untrained ``model.pt``, as a user finds it."""
-    root = bundle.copy(folder)
-    for config in ("train", "inference"):
-        written = bundle.config(config)
-        small = {key: value for key, value in bundle.settings[config].items() if key in written}
-        small |= {"class_names": classes_of(bundle)} if config == "inference" else {"lr": 0.05}
-        text = json.dumps({**written, **small}, indent=4)
-        (root / "configs" / f"{config}.json").write_text(text, encoding="utf-8")
-    (root / "models").mkdir()
-    write_network(bundle, root, seed=0)
-    metadata = bundle.config("metadata")
-    channels = ["background", *classes_of(bundle)]
-    metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = {str(i): n for i, n in enumerate(channels)}
-    (root / "configs" / "metadata.json").write_text(json.dumps(metadata, indent=4), encoding="utf-8")
+    copy = BundleFolder(bundle.path).small_copy(folder / bundle.name)
+    copy.write("train", {**copy.config("train"), **bundle.settings["train"], "lr": 0.05})
+    copy.write("inference", {**copy.config("inference"), "class_names": bundle.classes})
+    described = copy.config("metadata")
+    channels = {str(value): name for value, name in enumerate(["background", *bundle.classes])}
+    described["network_data_format"]["outputs"]["pred"]["channel_def"] = channels
+    copy.write("metadata", described)
+    copy.model.parent.mkdir()
+    write_network(bundle, copy.root, seed=0)
 
 
 def write_network(bundle: Bundle, root: Path, seed: int) -> None:
@@ -128,20 +125,12 @@ def write_network(bundle: Bundle, root: Path, seed: int) -> None:
     torch.save(network.state_dict(), root / "models" / "model.pt")
 
 
-def classes_of(bundle: Bundle) -> list[str]:
-    """What the small copy segments, in order of its channels."""
-    train = bundle.settings["train"]
-    if "base_classes" in train:
-        return [*train["base_classes"], bundle.config("train")["new_class"]]
-    return bundle.config("inference")["class_names"]
-
-
 def label_for(bundle: Bundle, phantoms: Path, image: str, folder: Path) -> Path:
     """The reference of a phantom with the bundle's own numbers of the classes, as a viewer would send it."""
     source = nib.load(phantoms / "labelsTr" / f"{image}.nii.gz")
     values, ids = np.asarray(source.dataobj), class_names(phantoms)
     renumbered = np.zeros_like(values)
-    for value, name in enumerate(classes_of(bundle), 1):
+    for value, name in enumerate(bundle.classes, 1):
         renumbered[values == ids[name]] = value
     nib.save(nib.Nifti1Image(renumbered, source.affine), folder / f"{image}.nii.gz")
     return folder / f"{image}.nii.gz"
@@ -207,7 +196,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_the_server_lists_every_bundle_with_its_classes(server: Server) -> None:
     info = json.loads(server.call("GET", "/info/"))
     for bundle in SEGMENTERS:
-        classes = classes_of(bundle)
+        classes = bundle.classes
         assert info["models"][bundle.name]["labels"] == {name: value for value, name in enumerate(classes, 1)}
         assert info["models"][bundle.name]["type"] == "segmentation"
         assert bundle.name in info["trainers"]
@@ -228,7 +217,7 @@ def test_a_bundle_infers_learns_from_one_and_from_two_labels_and_is_reloaded(
 ) -> None:
     images = sorted(path.name.removesuffix(".nii.gz") for path in (server.phantoms / "imagesTr").iterdir())
     model = server.models / bundle.name / "models" / "model.pt"
-    classes = classes_of(bundle)
+    classes = bundle.classes
 
     def check(found: nib.Nifti1Image, image: str) -> np.ndarray:
         source = nib.load(server.phantoms / "imagesTr" / f"{image}.nii.gz")
