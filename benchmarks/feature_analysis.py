@@ -15,9 +15,8 @@ from typing import Any
 
 import fire
 import torch
-import torch.nn.functional as F
 from common import markdown, report
-from prompt_ablation import CLASSES, features_of, ids_of, parser_of, read_sets
+from prompt_ablation import CLASSES, features_of, ids_of, parser_of, read_sets, train
 from torch import Tensor
 from tqdm import tqdm
 
@@ -89,7 +88,9 @@ def main(
         for name, (method, options, delta_lr, backbone_lr) in tqdm(ARMS.items(), f"draw {seed}", disable=None):
             torch.manual_seed(seed)
             network = parser_of(ids, method, options).get_parsed_content("adapted_network")
-            _train(network, *labelled, steps, batch, delta_lr, backbone_lr)
+            groups = parameter_groups(network, ["head"], RATE, delta_lr, backbone_lr, 1e-3)
+            optimizer = torch.optim.AdamW([group for group in groups if group["params"]], eps=1e-16)
+            train(network, *labelled, optimizer, steps, batch)
             rows.setdefault(name, []).append(_measured(network, labelled, sets["test"], before))
             if seed == 0:
                 shown["norms"][name] = _norms(network, sets["test"][0])
@@ -108,22 +109,6 @@ def main(
     untouched = _cells(rows["untouched"], ["fisher"])[0]
     reading = f"{best} has the largest ratio of the scatters; untouched features have {untouched}."
     report("feature_analysis", [table], reading, {"rows": rows, "image": image, "draws": draws, "steps": steps})
-
-
-def _train(
-    network: Any, pictures: Tensor, labels: Tensor, steps: int, batch: int, delta_lr: float, backbone_lr: float
-) -> None:
-    groups = parameter_groups(network, ["head"], RATE, delta_lr, backbone_lr, 1e-3)
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], eps=1e-16)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    network.train()
-    for _ in range(steps):
-        chosen = torch.randint(len(labels), (batch,))
-        F.cross_entropy(network(pictures[chosen]), labels[chosen]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    network.eval()
 
 
 @torch.no_grad()

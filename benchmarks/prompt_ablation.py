@@ -81,7 +81,8 @@ def main(
             torch.manual_seed(seed)
             network = parser_of(ids, "ept", options).get_parsed_content("adapted_network")
             chosen = drawn[10, seed]
-            _train(network, *(t[chosen] for t in sets["training"]), steps, batch, published="num_columns" in options)
+            optimizer = _optimizer(network, published="num_columns" in options)
+            train(network, *(tensor[chosen] for tensor in sets["training"]), optimizer, steps, batch)
             features = {"training": torch.zeros_like(plain["training"]), "test": features_of(network, sets["test"][0])}
             features["training"][chosen] = features_of(network, sets["training"][0][chosen])
             gates = _mean_gate(network, sets["test"][0])
@@ -194,12 +195,17 @@ def _regression(x: Tensor, y: Tensor, test: Tensor, wanted: Tensor, decay: float
     return mean(float((said[wanted == label] == label).double().mean()) for label in wanted.unique())
 
 
-def _train(network: Any, pictures: Tensor, labels: Tensor, steps: int, batch: int, published: bool) -> None:
+def _optimizer(network: Any, published: bool) -> torch.optim.Optimizer:
     if published:
         parameters = [p for p in network.parameters() if p.requires_grad]
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=6e-4, momentum=0.9, weight_decay=1e-4)
-    else:
-        optimizer = torch.optim.AdamW(parameter_groups(network, ["head"], 1e-3, 0.1, 1e-3))
+        return torch.optim.SGD(parameters, lr=6e-4, momentum=0.9, weight_decay=1e-4)
+    return torch.optim.AdamW(parameter_groups(network, ["head"], 1e-3, 0.1, 1e-3))
+
+
+def train(
+    network: Any, pictures: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, steps: int, batch: int
+) -> None:
+    """Steps on a random batch each, the rate falling to nothing along half a cosine."""
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     network.train()
     for _ in range(steps):

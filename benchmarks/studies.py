@@ -104,7 +104,7 @@ RATES: dict[str, Ids] = {
 AIM: dict[str, Ids] = {
     "head": METHODS["head"],
     "lora": METHODS["lora"],
-    "aim": {"method": "aim", "delta_lr": 1e-3},
+    "aim": {"method": "aim", "delta_lr": 3e-4},  # which "slices_rates" found
     "full": FULL,
 }
 AIM_RATES: dict[str, Ids] = {f"aim, {rate:g}": {"method": "aim", "delta_lr": rate} for rate in (3e-4, 1e-3)}

@@ -86,7 +86,7 @@ class BundleFolder:
     def files_of(self, config: str) -> list[str]:
         """The config files behind a name: overrides come behind what they override."""
         base = "pretrain" if "pretrain" in config else "train"
-        own = config in ("train", "pretrain", "inference", "preload")
+        own = config in ("train", "pretrain", "inference")
         return [str(self.root / "configs" / f"{name}.json") for name in ([config] if own else [base, config])]
 
     def sizes(self, config: str) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def _picture(item: dict[str, Any]) -> dict[str, np.ndarray]:
     image = image if image.shape[0] == 3 else image[:1]
     volume = image.ndim == 4
     if label.ndim < image.ndim:  # a class for the whole image
-        image = image[..., image.shape[-1] // 2] if volume else image
-        return {"image": _bytes(_upright(image, volume)), "label": _flat(label), "pred": _flat(pred)}
+        image = _upright(image[..., image.shape[-1] // 2], volume) if volume else image  # an image is read upright
+        return {"image": _bytes(image), "label": _flat(label), "pred": _flat(pred)}
     label, pred = _classes(label), _classes(pred)
     if volume:
         z = int((label > 0).sum((0, 1)).argmax())
