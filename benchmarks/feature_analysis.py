@@ -101,14 +101,20 @@ def main(
     plot_norms(shown["norms"]).savefig(FIGURES / "analysis_norms.png", dpi=110)
     plot_gates(shown["gates"], (side, side)).savefig(FIGURES / "analysis_gates.png", dpi=110)
     plot_features(shown["features"], sets["test"][1], CLASSES).savefig(FIGURES / "analysis_features.png", dpi=110)
-    keys = [key for key in COLUMNS if any(key in row for found in rows.values() for row in found)]
-    table = markdown(
-        ["", *(COLUMNS[key] for key in keys)], ([name, *_cells(found, keys)] for name, found in rows.items())
-    )
     best = max(rows, key=lambda name: mean(row["fisher"] for row in rows[name]))
     untouched = _cells(rows["untouched"], ["fisher"])[0]
     reading = f"{best} has the largest ratio of the scatters; untouched features have {untouched}."
-    report("feature_analysis", [table], reading, {"rows": rows, "image": image, "draws": draws, "steps": steps})
+    report(
+        "feature_analysis", [table_of(rows)], reading, {"rows": rows, "image": image, "draws": draws, "steps": steps}
+    )
+
+
+def table_of(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """The table of docs/analysis.md."""
+    keys = [key for key in COLUMNS if any(key in row for found in rows.values() for row in found)]
+    return markdown(
+        ["", *(COLUMNS[key] for key in keys)], ([name, *_cells(found, keys)] for name, found in rows.items())
+    )
 
 
 @torch.no_grad()

@@ -88,16 +88,13 @@ def main(
             gates = _mean_gate(network, sets["test"][0])
             found.append(_scores(features, sets, {(10, seed): chosen}, plain["test"], gates))
         rows[name] = {key: [value for one in found for value in one[key]] for key in found[0]}
-    head = ["", "mean gate", *(f"{shots} a class" for shots in SHOTS), "all", "Fisher ratio", "NC1", "CKA"]
-    keys = ["gate", *map(str, SHOTS), "all", "fisher", "collapse", "cka"]
-    table = markdown(head, ([name, *(_cell(row.get(key, []), key) for key in keys)] for name, row in rows.items()))
     best, trained = (
         max((name for name in rows if name.startswith(kind)), key=lambda name: mean(rows[name]["10"]))
         for kind in ("fixed", "trained")
     )
     said = ", ".join(f"{name} {_cell(rows[name]['10'], '10')}" for name in ("no prompts", best, trained))
     reading = f"Balanced accuracy with 10 images a class, of the best fixed gate and the best trained prompts: {said}."
-    report("prompt_ablation", [table], reading, {"rows": rows, "image": image, "draws": draws, "steps": steps})
+    report("prompt_ablation", [table_of(rows)], reading, {"rows": rows, "image": image, "draws": draws, "steps": steps})
 
 
 def ids_of(data: str, weights: str, image: int) -> dict[str, Any]:
@@ -193,6 +190,13 @@ def _regression(x: Tensor, y: Tensor, test: Tensor, wanted: Tensor, decay: float
     with torch.no_grad():
         said = F.linear(test, weight[:, 1:], weight[:, 0]).argmax(1)
     return mean(float((said[wanted == label] == label).double().mean()) for label in wanted.unique())
+
+
+def table_of(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """The table of docs/methods/ept.md."""
+    head = ["", "mean gate", *(f"{shots} a class" for shots in SHOTS), "all", "Fisher ratio", "NC1", "CKA"]
+    keys = ["gate", *map(str, SHOTS), "all", "fisher", "collapse", "cka"]
+    return markdown(head, ([name, *(_cell(row.get(key, []), key) for key in keys)] for name, row in rows.items()))
 
 
 def _optimizer(network: Any, published: bool) -> torch.optim.Optimizer:

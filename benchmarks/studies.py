@@ -124,28 +124,10 @@ SAN: dict[str, Ids] = {
     "lora": {**METHODS["lora"], **VOLUME},
     "full": {**FULL, **VOLUME},
 }
-PICTURES = {
-    **VIT_S,
-    "token_size": [14, 14],
-    "epochs": 4,
-    "epoch_length": 25,
-    "batch_size": 8,
-    "lr": 3e-3,
-}
-CLASSIFICATION: dict[str, Ids] = {
-    "head": {"method": "head"},
-    "lora": {"method": "lora"},
-    "bias": {"method": "bias"},
-    "full": FULL,
-}
+PICTURES = {**VIT_S, "token_size": [14, 14], "batch_size": 8, "epochs": 2, "lr": 3e-3}
 FEW: dict[str, tuple[str, tuple[float, float], Ids]] = {  # the id of the rate, two rates, the rest
     "head": ("lr", (3e-3, 1e-2), {"method": "head"}),
     "ept": ("delta_lr", (1e-1, 5e-1), {"method": "ept"}),
-    "ept, published start": (
-        "delta_lr",
-        (1e-1, 5e-1),
-        {"method": "ept", "method_options": {"init": "published", "num_columns": 100}},
-    ),
     "vpt": ("delta_lr", (1e-3, 5e-3), {"method": "vpt"}),
     "vpt, shallow": ("delta_lr", (1e-3, 5e-3), {"method": "vpt", "method_options": {"deep": False}}),
     "lora": ("delta_lr", (1e-3, 5e-3), {"method": "lora"}),
@@ -156,7 +138,23 @@ FEW: dict[str, tuple[str, tuple[float, float], Ids]] = {  # the id of the rate, 
 FEW_RATES: dict[str, Ids] = {
     f"{label}, {rate:g}": {**ids, name: rate} for label, (name, rates, ids) in FEW.items() for rate in rates
 }
-FEW_PICTURES = {**PICTURES, "epochs": 2, "img_size": [126, 126], "affine_prob": 0.0}
+FEW_PICTURES = {**PICTURES, "epoch_length": 15, "img_size": [112, 112], "affine_prob": 0.0}
+LARGE = {**PICTURES, "epoch_length": 15, "img_size": [252, 252]}
+STORED = {"epochs": 6, "epoch_length": 50, "batch_size": 16, "side_size": [126, 126], "pretrained_size": [518, 518]}
+SIDE: dict[str, Ids] = {  # a step takes a twentieth of the time of LoRA's: ten times as many take less
+    name: {"method": name, **({} if name == "side" else {"cache_dir": f"features/{name}"}), **STORED}
+    for name in ("fpt_plus", "fpt", "side")
+}
+LARGE_RATES: dict[str, Ids] = {
+    f"{name}, {rate:g}": {**ids, "lr": rate} for name, ids in SIDE.items() for rate in (5e-4, 2e-3)
+}
+WHOLE = {"bundle": "lora_vit_classification", "affine_prob": 0.0}
+LARGE_METHODS: dict[str, Ids] = {
+    **{name: {**ids, "lr": 2e-3} for name, ids in SIDE.items()},
+    "head": {**WHOLE, "method": "head"},
+    "lora": {**WHOLE, "method": "lora", "delta_lr": 1e-3},
+    "full": {**WHOLE, **FULL},
+}
 
 PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
 PUNET: dict[str, Ids] = {  # learning rates chosen on the validation cases of the hippocampus, 10 volumes
@@ -306,18 +304,11 @@ STUDIES: dict[str, Study] = {
         {**INFLATED, **BRAIN, **window([1.5, 1.5, 2.0], [126, 154, 5]), "batch_size": 1, "overlap": 0.25},
         (3,),
     ),
-    "busi": Study(
-        "lora_vit_classification",
-        "cls_busi",
-        CLASSIFICATION,
-        {**PICTURES, "img_size": [126, 126], "affine_prob": 0.0},
-        (10, None),
-        report=True,
-        title="Which method for breast ultrasound?",
-        attribution=BUSI_SOURCE,
-        pictures=6,
+    "busi_rates": Study(
+        "ept_vit_classification", "cls_busi", FEW_RATES, FEW_PICTURES, (10,), seeds=1, section="validation"
     ),
-    "busi_few_rates": Study(
-        "ept_vit_classification", "cls_busi", FEW_RATES, FEW_PICTURES, (5,), seeds=2, section="validation"
+    "large_rates": Study(
+        "fpt_vit_classification", "cls_busi", LARGE_RATES, LARGE, (None,), seeds=1, section="validation"
     ),
+    "busi_large": Study("fpt_vit_classification", "cls_busi", LARGE_METHODS, LARGE, (None,)),
 }

@@ -15,6 +15,9 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
     def shown(link: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join("docs", folder, link["target"]))
-        return link[0] if path.startswith("docs/") else f"{link['text']} (`{path}`)"
+        if path.startswith("docs/"):
+            return link[0]
+        path = path.removesuffix("/docs/README.md")  # of a bundle
+        return f"`{path}`" if path.endswith(link["text"].strip("`")) else f"{link['text']} (`{path}`)"
 
     return LINK.sub(shown, markdown)

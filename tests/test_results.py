@@ -12,6 +12,8 @@ from monai.bundle import ConfigParser
 pytest.importorskip("pandas")
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import feature_analysis  # noqa: E402
+import prompt_ablation  # noqa: E402
 import results  # noqa: E402
 from studies import STUDIES  # noqa: E402
 
@@ -19,6 +21,13 @@ from studies import STUDIES  # noqa: E402
 def test_the_page_is_what_the_runs_say():
     page = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
     assert page == results.rendered(), "write it anew: python benchmarks/results.py page"
+
+
+@pytest.mark.parametrize(("page", "module"), [("analysis.md", feature_analysis), ("methods/ept.md", prompt_ablation)])
+def test_a_table_on_a_page_is_what_its_benchmark_recorded(page, module):
+    record = REPOSITORY / "benchmarks" / "results" / f"{module.__name__}.json"
+    table = module.table_of(json.loads(record.read_text(encoding="utf-8"))["rows"])
+    assert table.strip() in (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
 
 
 def test_every_study_was_run_and_every_record_is_of_a_study():
