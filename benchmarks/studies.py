@@ -125,18 +125,39 @@ SAN: dict[str, Ids] = {
     "full": {**FULL, **VOLUME},
 }
 PICTURES = {**VIT_S, "token_size": [14, 14], "batch_size": 8, "epochs": 2, "lr": 3e-3}
-FEW: dict[str, tuple[str, tuple[float, float], Ids]] = {  # the id of the rate, two rates, the rest
-    "head": ("lr", (3e-3, 1e-2), {"method": "head"}),
-    "ept": ("delta_lr", (1e-1, 5e-1), {"method": "ept"}),
-    "vpt": ("delta_lr", (1e-3, 5e-3), {"method": "vpt"}),
-    "vpt, shallow": ("delta_lr", (1e-3, 5e-3), {"method": "vpt", "method_options": {"deep": False}}),
-    "lora": ("delta_lr", (1e-3, 5e-3), {"method": "lora"}),
-    "ffn_adapter": ("delta_lr", (1e-3, 5e-3), {"method": "ffn_adapter"}),
-    "bias": ("backbone_lr", (1e-3, 5e-3), {"method": "bias"}),
-    "full": ("backbone_lr", (1e-5, 1e-4), {"method": "full"}),
+
+
+def tried(method: str, rate: str, values: tuple[float, ...], **options: Any) -> dict[str, Ids]:
+    """A method with several values of one of its learning rates."""
+    return {f"{value:g}": {"method": method, rate: value, **options} for value in values}
+
+
+FEW: dict[str, dict[str, Ids]] = {  # method -> what was tried, of which "busi_rates" finds the better one
+    "head": tried("head", "lr", (3e-3, 1e-2)),
+    "ept": {
+        "open": {"method": "ept"},
+        "turned down": {"method": "ept", "method_options": {"init": 4.0}},  # by a tenth, as some 55 published columns
+    },
+    "vpt": tried("vpt", "delta_lr", (1e-3, 5e-3)),
+    "vpt, shallow": tried("vpt", "delta_lr", (1e-3, 5e-3), method_options={"deep": False}),
+    "lora": tried("lora", "delta_lr", (1e-3, 5e-3)),
+    "ffn_adapter": tried("ffn_adapter", "delta_lr", (1e-3, 5e-3)),
+    "bias": tried("bias", "backbone_lr", (1e-3, 5e-3)),
+    "full": tried("full", "backbone_lr", (1e-5, 1e-4)),
 }
-FEW_RATES: dict[str, Ids] = {
-    f"{label}, {rate:g}": {**ids, name: rate} for label, (name, rates, ids) in FEW.items() for rate in rates
+FEW_RATES: dict[str, Ids] = {f"{label}, {name}": ids for label, choices in FEW.items() for name, ids in choices.items()}
+FEW_METHODS: dict[str, Ids] = {
+    label: FEW_RATES[f"{label}, {chosen}"]
+    for label, chosen in {
+        "head": "0.01",
+        "ept": "open",
+        "vpt": "0.001",
+        "vpt, shallow": "0.001",
+        "lora": "0.005",
+        "ffn_adapter": "0.001",
+        "bias": "0.001",
+        "full": "1e-05",
+    }.items()
 }
 FEW_PICTURES = {**PICTURES, "epoch_length": 15, "img_size": [112, 112], "affine_prob": 0.0}
 LARGE = {**PICTURES, "epoch_length": 15, "img_size": [252, 252]}
@@ -154,6 +175,10 @@ LARGE_METHODS: dict[str, Ids] = {
     "head": {**WHOLE, "method": "head"},
     "lora": {**WHOLE, "method": "lora", "delta_lr": 1e-3},
     "full": {**WHOLE, **FULL},
+}
+RADIOGRAPHS: dict[str, Ids] = {  # half the steps; the side networks' transformer sees what the files hold
+    name: {**ids, **({"epochs": 3, "img_size": [504, 504]} if name in SIDE else {"epochs": 1})}
+    for name, ids in LARGE_METHODS.items()
 }
 
 PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
@@ -294,7 +319,7 @@ STUDIES: dict[str, Study] = {
     "brain_slices": Study(
         "aim_vit_segmentation",
         "mr_brain_slab",
-        AIM,
+        {**AIM, "aim": {"method": "aim", "delta_lr": 1e-3}},
         {**SLICED, **BRAIN, **window([2.0, 2.0, 2.0], [98, 112, 5])},
     ),
     "brain_san": Study(
@@ -310,5 +335,20 @@ STUDIES: dict[str, Study] = {
     "large_rates": Study(
         "fpt_vit_classification", "cls_busi", LARGE_RATES, LARGE, (None,), seeds=1, section="validation"
     ),
+    "busi": Study(
+        "ept_vit_classification",
+        "cls_busi",
+        FEW_METHODS,
+        FEW_PICTURES,
+        (1, 5, 10),
+        seeds=5,
+        report=True,
+        title="Which method for breast ultrasound?",
+        attribution=BUSI_SOURCE,
+        pictures=6,
+    ),
     "busi_large": Study("fpt_vit_classification", "cls_busi", LARGE_METHODS, LARGE, (None,)),
+    "cxr_large": Study(
+        "fpt_vit_classification", "cls_cxr_view", RADIOGRAPHS, {**LARGE, "class_names": ["ap", "pa"]}, (None,)
+    ),
 }
