@@ -124,10 +124,11 @@ def rendered() -> str:
         keep_trailing_newline=True,
     )
     environment.globals |= {
-        "table": lambda name: markdown_table(results(name)),
+        "table": lambda name, *also: markdown_table(results(name), also=also),
         "score": score,
         "gap": lambda name, first, second, shots: f"{_mean(name, first, shots) - _mean(name, second, shots):.1f}",
         "ratio": ratio,
+        "epoch": epoch,
         "advice": lambda name, shots: results(name).advice(shots)["text"],
         "choices": choices,
     }
@@ -149,6 +150,12 @@ def ratio(study: str, first: str, second: str, cost: str) -> str:
     """A cost of one method in per cent of that of another."""
     costs = results(study).summary().groupby("method")[cost].mean()
     return f"{100 * costs[first] / costs[second]:.0f}"
+
+
+def epoch(study: str, method: str, images: int) -> str:
+    """Processor seconds of the steps that see as many images."""
+    runs = [run for run in results(study).records if run["method"] == method]
+    return f"{mean(run['step_seconds'] / run['ids']['batch_size'] for run in runs) * images:.0f}"
 
 
 def choices(name: str) -> str:

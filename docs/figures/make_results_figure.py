@@ -44,6 +44,14 @@ FIGURES = {  # file -> title of the axes; study, labelled cases and title of eve
             ("brain", None, "Brain tissue, all"),
         ),
     ),
+    "few_images_results.png": (
+        "balanced accuracy, %",
+        tuple(("busi", shots, f"Breast ultrasound, {shots} a class") for shots in (1, 5, 10)),
+    ),
+    "large_images_results.png": (
+        "balanced accuracy, %",
+        (("busi_large", None, "Breast ultrasound, all images"), ("cxr_large", None, "Chest radiographs, all images")),
+    ),
 }
 
 

@@ -77,6 +77,12 @@ class Results:
                 rows.append(row)
         return pd.DataFrame(rows)
 
+    def metric_of(self, method: str, shots: int | None, name: str) -> dict[str, float]:
+        """Mean (``quality``) and standard deviation (``spread``) over seeds of any metric of the bundle's evaluator."""
+        runs = [record for record in self.records if (record["method"], record["shots"]) == (method, shots)]
+        values = pd.Series([run.get("metrics", {}).get(name) for run in runs], dtype=float).dropna()
+        return {"quality": values.mean(), "spread": values.std(ddof=1)}
+
     def difference(self, first: str, second: str, shots: int | None) -> Difference | None:
         """Paired over cases and seeds; see :func:`monai_petl.compare.statistics.paired_difference`."""
         return paired_difference(self._scores(first, shots), self._scores(second, shots))

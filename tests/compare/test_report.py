@@ -269,6 +269,17 @@ def test_a_table_in_markdown_has_the_numbers_of_the_csv(tmp_path):
     assert "0." in markdown_table(results, percent=False).splitlines()[2].split("|")[3]
 
 
+def test_a_table_in_markdown_shows_other_metrics_too(tmp_path):
+    results = results_of(tmp_path, "good", "breaks", shots=(3, None), seeds=2)
+    for record in results.records:
+        if record["status"] == "done":
+            record["metrics"] = {"val_auc": 0.5 + 0.2 * record["seed"] + (0.1 if record["shots"] is None else 0)}
+    head, _, good, breaks = markdown_table(results, also=("val_auc",)).splitlines()
+    assert "| all labelled | auc, 3 labelled | auc, all labelled | s a step |" in head
+    assert [cell.strip() for cell in good.split("|")[5:7]] == ["60.0 ± 14.1", "70.0 ± 14.1"]
+    assert [cell.strip() for cell in breaks.split("|")[5:7]] == ["-", "-"]
+
+
 def test_points_of_the_front_are_filled():
     table = pd.DataFrame(
         {
