@@ -66,7 +66,8 @@ def main(
     frozen = parser.get_parsed_content("adapted_network").eval()
     rows: dict[str, dict[str, Any]] = {}
     plain = None
-    fixed = {"no prompts": None, **{f"fixed at {count} columns": math.log(count) for count in COLUMNS}}
+    fixed: dict[str, float | None] = {"no prompts": None}
+    fixed |= {f"fixed at {count} column{'s' * (count > 1)}": math.log(count) for count in COLUMNS}
     for name, start in tqdm(fixed.items(), "fixed gates", disable=None):
         for _, delta in deltas_of(frozen):
             delta.enabled = delta.active = start is not None

@@ -13,6 +13,7 @@ to ``benchmarks/results/quality/STUDY.json``, without the paths of this machine,
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,6 +31,7 @@ from monai_petl.compare.records import write_record
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "quality"
 WEIGHTS = "dinov2_vits14.safetensors"
+PATHS = ("dataset_dir", "pretrained_path", "cache_dir")  # ids that differ from machine to machine
 
 
 def run(
@@ -94,6 +96,9 @@ def publish(study: str, out: str = "results") -> None:
         str(local["pretrained_path"]): WEIGHTS if chosen.weights else "pretrained/model.pt",
         f"{folder}/": "",
     }
+    for record in (*found.records, *found.trials):  # a study may have been continued from another checkout
+        words = shlex.split(record["command"])
+        names[str(Path(words[words.index("--bundle_root") + 1]).parent)] = "bundles"
     text = json.dumps({"plan": found.plan, "records": found.records, "trials": found.trials})
     for path, name in names.items():
         text = text.replace(path, name)
@@ -189,14 +194,14 @@ def _restore(name: str, folder: Path, ids: Mapping[str, Any]) -> None:
     study = _study(name)
     wanted = arms(study, folder)
     for record in results(name).records:
-        if record["method"] not in wanted:
+        if record["method"] not in wanted or (study.pictures and record["seed"] == 0):  # whose pictures are not kept
             continue
         job = Job(record["phase"], record["method"], record["shots"], record["seed"], record["factor"])
         path = folder / "runs" / f"{job.key}.json"
         if path.exists():
             continue
-        local = {key: value for key, value in wanted[job.method].items() if key == "cache_dir"}
-        local |= {key: ids[key] for key in ("dataset_dir", "pretrained_path") if key in record["ids"]}
+        here = {**ids, **wanted[job.method]}
+        local = {key: here[key] for key in PATHS if key in here and key in record["ids"]}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_record(path, {**record, "ids": {**record["ids"], **local}})
 

@@ -150,7 +150,7 @@ FEW_METHODS: dict[str, Ids] = {
     label: FEW_RATES[f"{label}, {chosen}"]
     for label, chosen in {
         "head": "0.01",
-        "ept": "open",
+        "ept": "turned down",
         "vpt": "0.001",
         "vpt, shallow": "0.001",
         "lora": "0.005",
@@ -162,18 +162,19 @@ FEW_METHODS: dict[str, Ids] = {
 FEW_PICTURES = {**PICTURES, "epoch_length": 15, "img_size": [112, 112], "affine_prob": 0.0}
 LARGE = {**PICTURES, "epoch_length": 15, "img_size": [252, 252]}
 STORED = {"epochs": 6, "epoch_length": 50, "batch_size": 16, "side_size": [126, 126], "pretrained_size": [518, 518]}
-SIDE: dict[str, Ids] = {  # a step takes a twentieth of the time of LoRA's: ten times as many take less
-    name: {"method": name, **({} if name == "side" else {"cache_dir": f"features/{name}"}), **STORED}
-    for name in ("fpt_plus", "fpt", "side")
+SIDE: dict[str, Ids] = {
+    "fpt_plus": {"method": "fpt_plus", "cache_dir": "features/fpt_plus", **STORED, "epochs": 12},
+    "fpt": {"method": "fpt", "cache_dir": "features/fpt", **STORED},
+    "side": {"method": "side", **STORED, "epochs": 12},
 }
 LARGE_RATES: dict[str, Ids] = {
-    f"{name}, {rate:g}": {**ids, "lr": rate} for name, ids in SIDE.items() for rate in (5e-4, 2e-3)
+    f"{name}, {rate:g}": {**ids, "epochs": 6, "lr": rate} for name, ids in SIDE.items() for rate in (5e-4, 2e-3)
 }
 WHOLE = {"bundle": "lora_vit_classification", "affine_prob": 0.0}
 LARGE_METHODS: dict[str, Ids] = {
     **{name: {**ids, "lr": 2e-3} for name, ids in SIDE.items()},
-    "head": {**WHOLE, "method": "head"},
-    "lora": {**WHOLE, "method": "lora", "delta_lr": 1e-3},
+    "head": {**WHOLE, "method": "head", "lr": 1e-2},
+    "lora": {**WHOLE, "method": "lora", "delta_lr": 5e-3},
     "full": {**WHOLE, **FULL},
 }
 RADIOGRAPHS: dict[str, Ids] = {  # half the steps; the side networks' transformer sees what the files hold

@@ -17,6 +17,9 @@ import prompt_ablation  # noqa: E402
 import results  # noqa: E402
 from studies import STUDIES  # noqa: E402
 
+from monai_petl.compare.plan import Plan  # noqa: E402
+from monai_petl.compare.records import read_record  # noqa: E402
+
 
 def test_the_page_is_what_the_runs_say():
     page = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
@@ -95,3 +98,28 @@ def test_published_runs_say_where_data_lay_by_name_only(tmp_path, monkeypatch):
         assert "/home/me" not in published
         assert "/mnt/x y" not in published
         assert "data/mr_hippocampus" in published
+
+
+def test_runs_of_the_record_are_put_back_as_this_machine_would_have_made_them(tmp_path):
+    ids = {"dataset_dir": "/here/data/mr_brain_slab", "pretrained_path": "/here/w.safetensors"}
+    results._restore("brain", tmp_path, ids)
+    study, files = STUDIES["brain"], sorted((tmp_path / "runs").glob("*.json"))
+    assert len(files) == len(study.methods) * len(study.shots) * study.seeds
+    plan = Plan("bundle", study.methods, study.shots, study.seeds, settings={**study.settings, **ids})
+    for job in plan.jobs():
+        found = read_record(tmp_path / "runs" / f"{job.key}.json")
+        wanted = {**plan.ids_of(job.method), "num_labelled": job.shots, "seed": job.seed}
+        assert found["ids"] == json.loads(json.dumps(wanted)), job.key
+
+
+def test_runs_with_pictures_are_made_again_because_those_are_not_kept(tmp_path):
+    assert STUDIES["hippocampus"].pictures
+    results._restore("hippocampus", tmp_path, {"dataset_dir": "d", "pretrained_path": "p"})
+    assert {read_record(path)["seed"] for path in (tmp_path / "runs").glob("*.json")} == {1, 2}
+
+
+def test_a_method_on_stored_features_has_its_folder_in_the_study(tmp_path):
+    found = results.arms(STUDIES["busi_large"], tmp_path)
+    assert found["fpt_plus"]["cache_dir"] == str(tmp_path / "features" / "fpt_plus")
+    assert "cache_dir" not in found["side"]
+    assert found["lora"]["bundle"] == str(REPOSITORY / "bundles" / "lora_vit_classification")

@@ -75,7 +75,7 @@ class Trial:
         copy = self.source.small_copy(self.scratch / folder / self.source.name, device="cpu")
         for name in copy.configs:
             if name.startswith("multi_gpu"):  # which has a device for each process
-                copy.write(name, self.source.config(name))
+                copy.write(name, {**copy.config(name), "device": self.source.config(name)["device"]})
         return copy
 
     @cached_property
@@ -150,7 +150,7 @@ def try_network(trial: Trial) -> None:
 
 
 def try_training(trial: Trial) -> None:
-    """Training has finite losses, changes nothing frozen, and writes the complete network, flat, and an adapter."""
+    """Training ends with a finite loss, changes nothing frozen, and writes the complete network, flat, and an adapter."""
     flow, before = trial.training
     network = flow.parser.get_parsed_content("adapted_network")
     state = read_state_dict(trial.bundle.model, "")
@@ -164,7 +164,8 @@ def try_training(trial: Trial) -> None:
     if all(torch.equal(before[name], now[name]) for name in learnt):
         raise CheckError("training changed nothing")
     broken = [name for name in sorted(learnt) if not now[name].isfinite().all()]
-    losses = [float(item["loss"]) for item in flow.parser.get_parsed_content("train::trainer").state.output]
+    output = flow.parser.get_parsed_content("train::trainer").state.output
+    losses = [float(item["loss"]) for item in (output if isinstance(output, list) else [output])]
     if broken or not all(map(math.isfinite, losses)):
         raise CheckError(f"the last loss is {losses[0]}, and {len(broken)} trained tensors are not finite")
     if not list((trial.bundle.root / "models" / "adapters").glob("*.safetensors")):

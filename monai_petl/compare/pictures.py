@@ -17,8 +17,9 @@ __all__ = ["PictureTaker"]
 class PictureTaker:
     """Keeps one slice of some cases of an evaluator, spread over all of them: image, reference and prediction.
 
-    Of a volume it is the slice along depth with the most foreground in the reference. Labels and predictions may be one-hot
-    maps (K, *spatial), maps of class numbers (1, *spatial), or, for classification, a number or K scores.
+    Images have rows and columns, in this order. Of a volume it is the slice along depth with the most foreground in the
+    reference. Labels and predictions may be one-hot maps (K, *spatial), maps of class numbers (1, *spatial), or, for
+    classification, a number or K scores.
 
     Args:
         evaluator: a MONAI evaluator whose output has ``image``, ``label`` and ``pred``.
@@ -54,14 +55,14 @@ def _picture(item: dict[str, Any]) -> dict[str, np.ndarray]:
     image = image if image.shape[0] == 3 else image[:1]
     volume = image.ndim == 4
     if label.ndim < image.ndim:  # a class for the whole image
-        image = _upright(image[..., image.shape[-1] // 2], volume) if volume else image  # an image is read upright
+        image = _upright(image[..., image.shape[-1] // 2]) if volume else image
         return {"image": _bytes(image), "label": _flat(label), "pred": _flat(pred)}
     label, pred = _classes(label), _classes(pred)
     if volume:
         z = int((label > 0).sum((0, 1)).argmax())
-        image, label, pred = image[..., z], label[..., z], pred[..., z]
-    maps = {name: _upright(x, volume).numpy().astype(np.uint8) for name, x in (("label", label), ("pred", pred))}
-    return {"image": _bytes(_upright(image, volume)), **maps}
+        image, label, pred = (_upright(x[..., z]) for x in (image, label, pred))
+    maps = {name: x.numpy().astype(np.uint8) for name, x in (("label", label), ("pred", pred))}
+    return {"image": _bytes(image), **maps}
 
 
 def _classes(x: Tensor) -> Tensor:
@@ -69,9 +70,9 @@ def _classes(x: Tensor) -> Tensor:
     return x.argmax(0) if x.shape[0] > 1 else x[0]
 
 
-def _upright(x: Tensor, volume: bool) -> Tensor:
-    """(..., X, Y) -> rows and columns: of volumes as radiologists look at them, the patient's right on the left."""
-    return (x.flip(-2, -1) if volume else x).mT
+def _upright(x: Tensor) -> Tensor:
+    """(..., X, Y) of a volume -> rows and columns as radiologists look at them, the patient's right on the left."""
+    return x.flip(-2, -1).mT
 
 
 def _bytes(image: Tensor) -> np.ndarray:

@@ -261,11 +261,11 @@ RUNS_WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     ),
     "reads what is not packed": (
         "archive",
-        "tensorboard",
+        "adapters",
         lambda root: edit(
             root,
             "inference",
-            lambda c: c["initialize"].append("$os.listdir(@bundle_root + '/eval/tensorboard')"),
+            lambda c: c["initialize"].append("$os.listdir(@bundle_root + '/models/adapters')"),
         ),
     ),
 }

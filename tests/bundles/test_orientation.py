@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from monai_petl.bundle import BundleFolder
 from tests.bundles.helpers import CLASSIFIERS, FINE_GRAINED, Bundle, named
@@ -26,13 +26,21 @@ STEPS = {
 }
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """40 rows of 48 columns, the upper half white."""
-    values = np.zeros((40, 48), np.uint8)
+@pytest.fixture(params=["png", "jpg", "npy"])
+def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """40 rows of 48 columns, the upper half white; the JPEG as a phone stores it, on its side with a note of the turn."""
+    values, path = np.zeros((40, 48), np.uint8), tmp_path / f"picture.{request.param}"
     values[:20] = 255
-    Image.fromarray(values).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    picture = Image.fromarray(values)
+    if request.param == "png":
+        picture.save(path)
+    elif request.param == "jpg":
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    else:
+        np.save(path, values)
+    return path
 
 
 @pytest.mark.parametrize("where", STEPS, ids=lambda where: "-".join(map(named, where)))

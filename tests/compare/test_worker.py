@@ -98,6 +98,28 @@ def test_pictured_cases_are_spread_over_all(count: int, kept: list[int], tmp_pat
         assert [int(pictures[f"label_{i}"][0]) for i in range(len(kept))] == kept
 
 
+def test_pictures_are_drawn_as_they_are_read_and_slices_as_radiologists_look_at_them(tmp_path: Path) -> None:
+    top = torch.zeros(1, 40, 48)  # rows, columns
+    top[:, :20] = 1
+    anterior = torch.zeros(1, 40, 48, 5)  # from left to right, from back to front, from feet to head
+    anterior[:, :, 24:] = 1
+    maps = {"label": (anterior > 0).long(), "pred": (anterior > 0).long()}
+    cases = [{"image": top, "label": 1, "pred": 1}, {"image": top, "label": top.long(), "pred": top.long()}]
+    cases.append({"image": anterior, **maps})
+    evaluator = Engine(lambda engine, batch: [cases[i] for i in batch])
+    taker = PictureTaker(evaluator, ["a", "b", "c"], 3)
+    evaluator.run([range(3)])
+    taker.save(tmp_path / "pictures.npz")
+    with np.load(tmp_path / "pictures.npz") as pictures:
+        shapes = [pictures[f"image_{i}"].shape[:2] for i in range(3)]
+        assert shapes == [(40, 48), (40, 48), (48, 40)]
+        for i in range(3):
+            half = shapes[i][0] // 2
+            assert (pictures[f"image_{i}"][:half] == 255).all()
+            assert (pictures[f"image_{i}"][half:] == 0).all()
+        assert (pictures["label_1"][:20] == 1).all()
+
+
 def test_images_of_the_same_name_are_different_cases() -> None:
     assert _names([{"image": "/d/p0/image.nii.gz"}, {"image": "/d/p1/image.nii.gz"}]) == [
         "p0/image.nii.gz",
