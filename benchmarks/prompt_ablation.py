@@ -159,10 +159,10 @@ def _scores(
     (_, labels), (_, wanted) = sets["training"], sets["test"]
     found: dict[str, list[float]] = {"gate": gates if isinstance(gates, list) else [gates]}
     for (shots, _), chosen in drawn.items():
-        score = _regression(features["training"][chosen], labels[chosen], features["test"], wanted)
+        score = regression(features["training"][chosen], labels[chosen], features["test"], wanted)
         found.setdefault(str(shots), []).append(score)
     if len(drawn) > 1:
-        found["all"] = [_regression(features["training"], labels, features["test"], wanted)]
+        found["all"] = [regression(features["training"], labels, features["test"], wanted)]
     apart = separation(features["test"], wanted)
     return {
         **found,
@@ -172,7 +172,7 @@ def _scores(
     }
 
 
-def _regression(x: Tensor, y: Tensor, test: Tensor, wanted: Tensor, decay: float = 1e-2) -> float:
+def regression(x: Tensor, y: Tensor, test: Tensor, wanted: Tensor, decay: float = 1e-2) -> float:
     """Balanced accuracy of a logistic regression on standardised features, every class of equal weight."""
     average, deviation = x.mean(0), x.std(0) + 1e-6
     x, test = (((features - average) / deviation).double() for features in (x, test))

@@ -13,6 +13,7 @@ pytest.importorskip("pandas")
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import feature_analysis  # noqa: E402
+import kept_tokens  # noqa: E402
 import prompt_ablation  # noqa: E402
 import results  # noqa: E402
 from studies import STUDIES  # noqa: E402
@@ -26,7 +27,10 @@ def test_the_page_is_what_the_runs_say():
     assert page == results.rendered(), "write it anew: python benchmarks/results.py page"
 
 
-@pytest.mark.parametrize(("page", "module"), [("analysis.md", feature_analysis), ("methods/ept.md", prompt_ablation)])
+@pytest.mark.parametrize(
+    ("page", "module"),
+    [("analysis.md", feature_analysis), ("methods/ept.md", prompt_ablation), ("methods/fpt.md", kept_tokens)],
+)
 def test_a_table_on_a_page_is_what_its_benchmark_recorded(page, module):
     record = REPOSITORY / "benchmarks" / "results" / f"{module.__name__}.json"
     table = module.table_of(json.loads(record.read_text(encoding="utf-8"))["rows"])
