@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,12 +32,13 @@ def for_this_rank(handlers: Sequence[Any]) -> list[Any]:
 def leave_group(network: nn.Module) -> None:
     """End this process's part in the group, last of all.
 
-    The wrapper's reducer holds the group too. Destroyed behind it, as when Python ends, it now and then waits for ever for
-    a thread of gloo, or takes the process down; so it goes first.
+    The wrapper and its reducer hold the group too, whose threads run on as long as anything does; when Python ends before
+    them, it now and then waits for ever or takes the process down. So both let go of it first.
 
     Args:
         network: the ``DistributedDataParallel``, which cannot train any more afterwards.
     """
-    for name in ("logger", "reducer"):
+    for name in ("logger", "reducer", "process_group"):
         network.__dict__.pop(name, None)
+    gc.collect()
     torch.distributed.destroy_process_group()

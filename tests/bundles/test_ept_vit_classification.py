@@ -71,7 +71,7 @@ def test_one_class_an_image(tmp_path: Path, images: Path, checkpoint: Path) -> N
 
 def test_several_classes_an_image(tmp_path: Path, findings: Path, checkpoint: Path, caplog) -> None:
     weights = {"pretrained_path": str(checkpoint), **SEVERAL}
-    flow = EMBEDDED_PROMPTS.run("train", tmp_path, findings, **weights, **{**LEARNING, "epoch_length": 100})
+    flow = EMBEDDED_PROMPTS.run("train", tmp_path, findings, **weights, **{**LEARNING, "epoch_length": 150})
     assert metrics(flow)["val_map"] == 1.0
     assert metrics(flow)["val_auc"] == 1.0
     assert metrics(flow)["val_accuracy"] > 0.8
