@@ -38,7 +38,11 @@ def test_other_processes_neither_print_nor_write(handlers: list[object], monkeyp
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs the list of threads in /proc")
 def test_no_thread_of_a_group_is_left_when_it_has_been_left(tmp_path: Path) -> None:
     def threads() -> set[str]:
-        return {path.parent.name for path in Path("/proc/self/task").glob("*/comm") if "gloo" in path.read_text(encoding="utf-8")}
+        return {
+            path.parent.name
+            for path in Path("/proc/self/task").glob("*/comm")
+            if "gloo" in path.read_text(encoding="utf-8")
+        }
 
     before = threads()
     store = f"file://{tmp_path}/store"
