@@ -169,7 +169,8 @@ def _words(
 ) -> str:
     costs, most = level.loc[take], table["seeds"].max()
     said = [
-        f"With {shots_text(shots)} labelled case{'' if shots == 1 else 's'} {best} scores highest ({level.loc[best, 'quality']:.3f} {metric})."
+        f"With {shots_text(shots)} labelled case{'' if shots == 1 else 's'} {best} scores highest "
+        f"({level.loc[best, 'quality']:.3f} {metric})."
     ]
     known = {m: d for m, d in found.items() if d is not None}
     if ties:
