@@ -347,6 +347,6 @@ STUDIES: dict[str, Study] = {
     ),
     "busi_large": Study("fpt_vit_classification", "cls_busi", LARGE_METHODS, LARGE, (None,)),
     "cxr_large": Study(
-        "fpt_vit_classification", "cls_cxr_view", RADIOGRAPHS, {**LARGE, "class_names": ["ap", "pa"]}, (None,)
+        "fpt_vit_classification", "cls_cxr_view", RADIOGRAPHS, {**LARGE, "class_names": ["ap", "pa"]}, (None,), seeds=2
     ),
 }
