@@ -132,7 +132,7 @@ def tried(method: str, rate: str, values: tuple[float, ...], **options: Any) -> 
     return {f"{value:g}": {"method": method, rate: value, **options} for value in values}
 
 
-FEW: dict[str, dict[str, Ids]] = {  # method -> what was tried, of which "busi_rates" finds the better one
+FEW: dict[str, dict[str, Ids]] = {  # method -> what was tried in "busi_rates"
     "head": tried("head", "lr", (3e-3, 1e-2)),
     "ept": {
         "open": {"method": "ept"},
@@ -150,7 +150,7 @@ FEW_METHODS: dict[str, Ids] = {
     label: FEW_RATES[f"{label}, {chosen}"]
     for label, chosen in {
         "head": "0.01",
-        "ept": "turned down",
+        "ept": "turned down",  # level with "open", which is the head alone to the digit
         "vpt": "0.001",
         "vpt, shallow": "0.001",
         "lora": "0.005",
