@@ -41,8 +41,9 @@ def main(repeats: int = 7, threads: int = 1, image: int = 224, batch: int = 2, c
     torch.set_num_threads(threads)
     x, label = torch.rand(batch, 3, image, image), torch.zeros(batch, dtype=torch.long)
     networks = _networks((image, image), columns)
+    untouched = {FUSED: _plain((image, image), True), EAGER: _plain((image, image), False)}
     steps = {name: _step(network, x, label) for name, network in networks.items()}
-    passes = {name: _pass(network, x) for name, network in networks.items()}
+    passes = {name: _pass(network, x) for name, network in {**networks, **untouched}.items()}
     training = interleaved(steps, repeats)
     forward = interleaved(passes, repeats)
     kept = {
@@ -86,25 +87,26 @@ class Scaled(nn.Module):
         return self.scale * self.attention(x)
 
 
-def _networks(size: tuple[int, int], columns: int) -> dict[str, nn.Module]:
-    def plain(fused: bool) -> ViTClassifier:
-        network = ViTClassifier(vit_backbone(3, size, (16, 16)), CLASSES, size, pool="class")
-        for block in network.backbone.blocks:
-            block.attn.use_flash_attention = fused
-        return network
+def _plain(size: tuple[int, int], fused: bool) -> ViTClassifier:
+    network = ViTClassifier(vit_backbone(3, size, (16, 16)), CLASSES, size, pool="class")
+    for block in network.backbone.blocks:
+        block.attn.use_flash_attention = fused
+    return network
 
+
+def _networks(size: tuple[int, int], columns: int) -> dict[str, nn.Module]:
     networks: dict[str, nn.Module] = {}
     for name, fused in ((FUSED, True), (EAGER, False)):
-        network = plain(fused).requires_grad_(False)
+        network = _plain(size, fused).requires_grad_(False)
         for block in network.backbone.blocks:
             block.attn = Scaled(block.attn)
         network.head.requires_grad_(True)
         networks[name] = network
     for form in EPT_FORMS:
         method = EPT(columns if form == "literal" else 1, form=form)
-        networks[f"EPT, {form}"] = adapt(plain(True), method, also_train=["head"])
+        networks[f"EPT, {form}"] = adapt(_plain(size, True), method, also_train=["head"])
     networks[f"EPT, literal, {columns} columns collapsed"] = collapse_prompts(
-        adapt(plain(True), EPT(columns, form="literal"), also_train=["head"])
+        adapt(_plain(size, True), EPT(columns, form="literal"), also_train=["head"])
     )
     return networks
 

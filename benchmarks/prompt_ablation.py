@@ -33,10 +33,11 @@ CLASSES = ["normal", "benign", "malignant"]
 VIT_S = {"hidden_size": 384, "mlp_dim": 1536, "num_heads": 6, "num_workers": 0, "token_size": [14, 14]}
 SHOTS = (1, 5, 10)
 COLUMNS = (1, 20, 100, 300, 600)  # of prompts that stay where the published ones start
-TRAINED: dict[str, dict[str, Any]] = {
-    "trained by Adam from an open gate": {"init": "identity"},
-    "trained by Adam from 100 columns": {"init": math.log(100)},
-    "trained as published, 100 columns": {"init": "published", "num_columns": 100},
+TRAINED: dict[str, tuple[dict[str, Any], float | None]] = {  # options, rate of AdamW; None for the published optimiser
+    "trained by AdamW from an open gate": ({"init": "identity"}, 0.1),
+    "trained by AdamW from an open gate, rate 1": ({"init": "identity"}, 1.0),
+    "trained by AdamW from 100 columns": ({"init": math.log(100)}, 0.1),
+    "trained as published, 100 columns": ({"init": "published", "num_columns": 100}, None),
 }
 
 
@@ -76,13 +77,13 @@ def main(
         plain = features if plain is None else plain
         gates = _mean_gate(frozen, sets["test"][0]) if start is not None else 1.0
         rows[name] = _scores(features, sets, drawn, plain["test"], gates)
-    for name, options in TRAINED.items():
+    for name, (options, rate) in TRAINED.items():
         found: list[dict[str, Any]] = []
         for seed in tqdm(range(draws), name, disable=None):
             torch.manual_seed(seed)
             network = parser_of(ids, "ept", options).get_parsed_content("adapted_network")
             chosen = drawn[10, seed]
-            optimizer = _optimizer(network, published="num_columns" in options)
+            optimizer = _optimizer(network, rate)
             train(network, *(tensor[chosen] for tensor in sets["training"]), optimizer, steps, batch)
             features = {"training": torch.zeros_like(plain["training"]), "test": features_of(network, sets["test"][0])}
             features["training"][chosen] = features_of(network, sets["training"][0][chosen])
@@ -145,7 +146,7 @@ def features_of(network: Any, pictures: Tensor) -> Tensor:
 
 
 def _mean_gate(network: Any, pictures: Tensor) -> list[float]:
-    return [float(attention_gates(network.eval(), pictures[:16]).mean())]
+    return [float(attention_gates(network.eval(), pictures).mean())]
 
 
 def _scores(
@@ -200,11 +201,11 @@ def table_of(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return markdown(head, ([name, *(_cell(row.get(key, []), key) for key in keys)] for name, row in rows.items()))
 
 
-def _optimizer(network: Any, published: bool) -> torch.optim.Optimizer:
-    if published:
+def _optimizer(network: Any, rate: float | None) -> torch.optim.Optimizer:
+    if rate is None:
         parameters = [p for p in network.parameters() if p.requires_grad]
         return torch.optim.SGD(parameters, lr=6e-4, momentum=0.9, weight_decay=1e-4)
-    return torch.optim.AdamW(parameter_groups(network, ["head"], 1e-3, 0.1, 1e-3))
+    return torch.optim.AdamW(parameter_groups(network, ["head"], 1e-3, rate, 1e-3), eps=1e-16)
 
 
 def train(

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from monai_petl.analysis.separation import nearest_centroid_accuracy, separation
@@ -31,7 +33,8 @@ class FeatureSeparation:
 
     Args:
         layer: the head, whose input is collected.
-        path: a ``.json`` file for the numbers, and beside it the features as ``.pt``; nothing is written without it.
+        path: a ``.json`` file for the numbers, and beside it features and labels as ``.safetensors``; without it
+            nothing is written.
         output_transform: the evaluator's output -> probabilities (K,) and labels, lists of them.
 
     Raises:
@@ -65,7 +68,9 @@ class FeatureSeparation:
         if self._hook is not None:
             self._hook.remove()
         self._hook = self.layer.register_forward_pre_hook(
-            lambda _, inputs: self.features.append(inputs[0].detach().float().cpu())
+            lambda _, inputs: self.features.append(
+                convert_to_tensor(inputs[0].detach(), dtype=torch.float32, device="cpu", track_meta=False)
+            )
         )
 
     def _collect(self, engine: Engine) -> None:
@@ -92,8 +97,8 @@ class FeatureSeparation:
             target.parent.mkdir(parents=True, exist_ok=True)
             finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
             partial = target.with_name(f".{target.name}.partial")
-            torch.save({"features": features, "labels": labels}, partial)
-            partial.replace(target.with_suffix(".pt"))
+            save_file({"features": features, "labels": labels}, partial)
+            partial.replace(target.with_suffix(".safetensors"))
             partial.write_text(json.dumps(finite, indent=4) + "\n", encoding="utf-8")
             partial.replace(target)
 

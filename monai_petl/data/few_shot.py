@@ -76,7 +76,8 @@ def few_shot_split(
         raise ValueError(f"unit must be 'image' or 'group', got {unit!r}")
     chosen = _drawn(datalist, count, seed, unit, published)
     places = [place for drawn in chosen.values() for place in drawn]
-    groups = {datalist[place]["group"] for place in places}
+    images = {datalist[place]["image"] for place in places}
+    groups = {case["group"] for case in datalist if case["image"] in images}  # of every row that names the file
     rest = [case for case in datalist if case["group"] not in groups]
     if published:
         return [datalist[place] for place in places], rest

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.networks.nets import UNETR, UNet, ViT
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import monai_petl as mp
@@ -107,7 +108,7 @@ def test_the_handler_says_what_the_functions_say(tmp_path: Path) -> None:
         error = expected_calibration_error(network(x).softmax(1), labels)
     assert found["calibration_error"] == pytest.approx(error)
     assert json.loads(path.read_text(encoding="utf-8")) == found
-    assert torch.equal(torch.load(path.with_suffix(".pt"), weights_only=True)["features"], x)
+    assert torch.equal(load_file(path.with_suffix(".safetensors"))["features"], x)
     assert not network.head._forward_pre_hooks
 
 

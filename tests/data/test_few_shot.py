@@ -94,6 +94,20 @@ def test_groups_are_drawn_whole_and_never_lie_on_both_sides(make) -> None:
         assert len(groups) == 4
 
 
+def test_a_file_that_stands_in_the_list_twice_lies_on_one_side() -> None:
+    cases = single((6, 6), images_of_a_group=2)
+    twice = [
+        *cases,
+        *({**case, "group": "another"} for case in cases[:1]),
+        {**cases[5], "image": "x", "group": "another"},
+    ]
+    for seed in range(20):
+        drawn, rest = few_shot_split(twice, 2, seed)
+        assert not set(images(drawn)) & set(images(rest))
+        if cases[0]["image"] in images(drawn):
+            assert "x" not in images(rest)  # of a group that the file is in, too
+
+
 @given(seed=st.integers(0, 2**31 - 1), shots=st.integers(1, 5), group=st.booleans())
 def test_a_seed_draws_the_same_and_its_rest_shares_nothing(seed: int, shots: int, group: bool) -> None:
     cases, unit = several(200, 3, seed=5), "group" if group else "image"

@@ -14,8 +14,8 @@ from monai_petl.handlers import ClassMean
 
 NAMES = ["ulcer", "erosion", "tumor"]
 PREDICTED = torch.tensor([[0.9, 0.2, 0.7], [0.8, 0.6, 0.1], [0.7, 0.9, 0.3], [0.6, 0.4, 0.2]])
-LABELS = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0]])
-ULCER, EROSION = (1 + 2 / 3) / 2, (1 + 2 / 3) / 2  # precision at each positive: ranks 1 and 3 of 4, both
+LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+ULCER, EROSION = (1 + 2 / 3) / 2, 1.0  # precision at each positive: ranks 1 and 3 of 4, and 1 and 2
 
 
 def measured(metric: ClassMean) -> float:
@@ -47,7 +47,8 @@ def test_as_published_a_class_without_positives_counts_as_zero(caplog) -> None:
 def test_the_area_of_a_class_is_its_own() -> None:
     """Of the classes without positives none repeats the value of the one before."""
     metric = ClassMean(ROCAUCMetric("none"), NAMES)
-    assert measured(metric) == pytest.approx((0.75 + 0.75) / 2)
+    assert measured(metric) == pytest.approx((0.75 + 1) / 2)
+    assert (metric.values["ulcer"], metric.values["erosion"]) == pytest.approx((0.75, 1))
     assert math.isnan(metric.values["tumor"])
 
 
