@@ -15,11 +15,13 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from monai_petl.data.datalist import SECTIONS, DataError, PathLike, _read_json, split_cases
 from monai_petl.data.few_shot import require_disjoint
@@ -113,6 +115,10 @@ def require_images(
 ) -> None:
     """Stops with a clear sentence before anything is trained or predicted. To be called first in a bundle's ``run``.
 
+    Pictures are decoded, by all processors, since a header does not tell whether the rest is there: one of 512 x 512 pixels
+    takes a processor about 1 ms as JPEG and 4 ms as PNG. Of ``.npy`` files the size is compared with what they announce; files
+    of other formats are not opened.
+
     Args:
         datalist: what :func:`load_image_list` gave, or cases with an ``image`` alone.
         dataset_dir: the folder it was read from.
@@ -140,7 +146,9 @@ def require_images(
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(f"{len(missing)} images that {dataset_dir} lists are not there, first {missing[0]}")
-    bad = [path for path in paths if path.name.lower().endswith(PICTURES) and not _is_picture(path)]
+    with ThreadPoolExecutor() as threads:  # decoders let go of Python's lock
+        flaws = list(tqdm(threads.map(_flaw, paths), "images", len(paths), leave=False, disable=None))
+    bad = [f"{path} ({flaw})" for path, flaw in zip(paths, flaws, strict=True) if flaw]
     if bad:
         raise DataError(
             f"{len(bad)} files are no images that can be read, first {bad[0]}; repair them or take them out"
@@ -156,13 +164,17 @@ def require_images(
         )
 
 
-def _is_picture(path: Path) -> bool:
+def _flaw(path: Path) -> str:
+    """Why a file cannot be read; nothing if it can."""
     try:
-        with Image.open(path) as picture:
-            picture.verify()
-    except Exception:  # Pillow raises whatever its decoders do
-        return False
-    return True
+        if path.name.lower().endswith(PICTURES):
+            with Image.open(path) as picture:
+                picture.load()
+        elif path.suffix.lower() == ".npy":
+            np.load(path, mmap_mode="r")
+    except Exception as error:  # Pillow raises whatever its decoders do
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _cases(root: Path, several: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -103,13 +106,9 @@ class FeatureCache:
             compute: features of a batch (B, C, *size), with B as their first axis.
             batch_size: images at a time.
             device: where they are computed.
-
-        Raises:
-            OSError: the disk is too small for what is missing.
         """
         wanted = self.missing(images)
         self._claim()
-        checked = False
         with tqdm(total=len(wanted), desc="features", disable=None) as bar:
             for start in range(0, len(wanted), batch_size):
                 names = [name for name in wanted[start : start + batch_size] if not self.path(name).is_file()]
@@ -119,12 +118,29 @@ class FeatureCache:
                 with torch.no_grad():
                     batch = torch.stack([load(name) for name in names]).to(device)
                     features = {name: self._stored(name, value) for name, value in compute(batch).items()}
-                if not checked:
-                    self._require_space(len(wanted) - start, features)
-                    checked = True
                 for place, name in enumerate(names):
                     self._write(self.path(name), {n: value[place].contiguous() for n, value in features.items()})
         return len(wanted)
+
+    def require_space(self, images: Iterable[str | os.PathLike], numbers: int) -> None:
+        """Stop before anything is computed if the disk is too small for what is missing; the log says how large that is.
+
+        Args:
+            images: files.
+            numbers: of which the features of an image consist.
+
+        Raises:
+            OSError: the disk is too small.
+        """
+        count, each = len(self.missing(images)), numbers * self.dtype.itemsize + HEADER
+        there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
+        needed, free = count * each, shutil.disk_usage(there).free
+        logger.info("features of %d images: %.1f MB each, %.2f GB", count, each / 1e6, needed / 1e9)
+        if needed > free:
+            raise OSError(
+                f"the features of {count} images need {needed / 1e9:.2f} GB in {self.folder}, where {free / 1e9:.2f} GB are "
+                "free; choose another folder, dtype='float16', a smaller token_ratio, or set cache_dir to null"
+            )
 
     def _stored(self, name: str, value: Tensor) -> Tensor:
         stored = value.to(self.dtype).cpu()
@@ -135,36 +151,30 @@ class FeatureCache:
         return stored
 
     def _write(self, path: Path, features: Mapping[str, Tensor]) -> None:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
+        with _partial(path) as partial:
             save_file(dict(features), partial)
             partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _require_space(self, count: int, features: Mapping[str, Tensor]) -> None:
-        each = sum(value[0].numel() * value.element_size() for value in features.values()) + HEADER
-        needed, free = count * each, shutil.disk_usage(self.folder).free
-        logger.info("features of %d images: %.1f MB each, %.2f GB", count, each / 1e6, needed / 1e9)
-        if needed > free:
-            raise OSError(
-                f"the features of {count} images need {needed / 1e9:.2f} GB in {self.folder}, where {free / 1e9:.2f} GB are "
-                "free; choose another folder, dtype='float16', a smaller token_ratio, or set cache_dir to null"
-            )
 
     def _claim(self) -> None:
         """Say what the features are made by; whoever comes second finds it and compares."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with (self.folder / MANIFEST).open("x", encoding="utf-8") as file:
-                file.write(json.dumps(self.settings, indent=1) + "\n")
-        except FileExistsError:
-            self._check()
+        manifest = self.folder / MANIFEST
+        with _partial(manifest) as partial:
+            partial.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
+            try:
+                os.link(partial, manifest)  # whole at once, and refused where there is one
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links; of two at the very same moment the later one wins
+                if not manifest.is_file():
+                    partial.replace(manifest)
+        self._check()
 
     def _check(self) -> None:
         manifest = self.folder / MANIFEST
+        filled = any(self.folder.glob("*.safetensors"))  # looked for first: features come behind their manifest
         if not manifest.is_file():
-            if any(self.folder.glob("*.safetensors")):
+            if filled:
                 raise ValueError(
                     f"{self.folder} holds features, and no {MANIFEST} that says how they were made; give another folder, or "
                     "delete it"
@@ -186,11 +196,24 @@ class FeatureCache:
             )
 
 
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write and to put in its place, and gone at the end in any case."""
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 class Encoder(Protocol):
     """A network whose frozen part can be asked alone."""
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, (B, ...) each."""
+
+    def states_shape(self) -> Sequence[int]:
+        """Of keys, and of values, of an image."""
 
 
 def preload_states(
@@ -205,14 +228,18 @@ def preload_states(
     """Fill a cache with keys and values of a frozen transformer; returns how many images were missing.
 
     Args:
-        network: with a method ``encode``, such as :class:`monai_petl.networks.FPT`.
+        network: with the methods of :class:`Encoder`, such as :class:`monai_petl.networks.FPT`.
         cache: to fill.
         images: files.
         transform: from ``{"image": file}`` to a case with what the transformer takes.
         key: under which that is.
         batch_size: images at a time.
         device: of the network.
+
+    Raises:
+        OSError: the disk is too small for what is missing; nothing has been computed.
     """
+    cache.require_space(images, 2 * math.prod(network.states_shape()))
     return cache.fill(
         images,
         lambda path: torch.as_tensor(transform({"image": path})[key]),

@@ -3,16 +3,20 @@
 from monai_petl.handlers.adapter_saver import AdapterSaver
 from monai_petl.handlers.class_mean import ClassMean
 from monai_petl.handlers.clip import GradientClipping, GradientNormClipping
+from monai_petl.handlers.confusion import BalancedAccuracy, CohenKappa, MacroF1
 from monai_petl.handlers.probability_table import ProbabilityTable
 from monai_petl.handlers.ranks import for_this_rank, leave_group
 from monai_petl.handlers.resume import BestMetric, ResumableTraining, require_checkpoint
 
 __all__ = [
     "AdapterSaver",
+    "BalancedAccuracy",
     "BestMetric",
     "ClassMean",
+    "CohenKappa",
     "GradientClipping",
     "GradientNormClipping",
+    "MacroF1",
     "ProbabilityTable",
     "ResumableTraining",
     "for_this_rank",

@@ -15,6 +15,7 @@ import torch
 from monai.networks.blocks import SABlock
 from monai.networks.nets import ViT
 from torch import Tensor
+from torch.nn import functional as F
 
 from monai_petl.inflation.options import patch_of
 from monai_petl.networks.vit_parts import first_tokens
@@ -73,16 +74,14 @@ def read_taps(
     tokens, _ = first_tokens(vit, image, img_size, resize_offset)
     count, last, taps = kept_tokens(tokens.shape[1], token_ratio), blocks[-1], []
     for number, block in enumerate(vit.blocks[: last + 1]):
-        if number not in blocks:
-            tokens = block(tokens)
-            continue
         q, k, v = block.attn.input_rearrange(block.attn.qkv(block.norm1(tokens)))  # (B, heads, N, channels of a head)
-        scores, read = _attend(block.attn, q, k, v, score)
-        index = scores.topk(count).indices.sort().values
-        rows = index[..., None].expand(*index.shape, k.shape[-1])
-        taps.append((k.gather(2, rows), v.gather(2, rows), index, scores))
+        if number in blocks:
+            scores = _scores(block.attn, q, k, score)
+            index = scores.topk(count).indices.sort().values
+            rows = index[..., None].expand(*index.shape, k.shape[-1])
+            taps.append((k.gather(2, rows), v.gather(2, rows), index, scores))
         if number < last:
-            tokens = tokens + block.attn.out_proj(block.attn.out_rearrange(read))
+            tokens = tokens + block.attn.out_proj(block.attn.out_rearrange(_read(block.attn, q, k, v)))
             tokens = tokens + block.mlp(block.norm2(tokens))
     return Taps(*map(torch.stack, zip(*taps, strict=True)))
 
@@ -110,22 +109,31 @@ def trained_size(vit: ViT, size: Sequence[int]) -> tuple[int, ...]:
     return tuple(edge * side for side in patch)
 
 
-def _attend(attention: SABlock, q: Tensor, k: Tensor, v: Tensor, score: str) -> tuple[Tensor, Tensor]:
-    """How much each token is attended, (B, heads, N), and what all read, (B, heads, N, channels), from one pass.
+def _scores(attention: SABlock, q: Tensor, k: Tensor, score: str) -> Tensor:
+    """How much each token is attended, (B, heads, N).
 
     Some queries at a time, so that there are never N x N weights of a large image at once.
     """
     heads, count = q.shape[1:3]
-    hook = attention.rel_positional_embedding
-    step = count if hook is not None else max(1, CHUNK // (heads * count))
+    whole = attention.rel_positional_embedding is not None  # a module on the weights takes all of them
+    step = count if whole else max(1, CHUNK // (heads * count))
     scores = q.new_zeros(q.shape[:3])
-    read: list[Tensor] = []
     for queries in q.split(step, 2):
-        logits = queries @ k.mT * attention.scale
-        weights = (logits if hook is None else hook(None, logits, q)).softmax(-1)
-        if score == "global":
-            scores += weights.sum(2) / count
-        elif not read:
-            scores = weights[:, :, 0]
-        read.append(weights @ v)
-    return scores, torch.cat(read, 2)
+        weights = _weights(attention, queries, k)
+        if score == "class_token":
+            return weights[:, :, 0]
+        scores += weights.sum(2) / count
+    return scores
+
+
+def _read(attention: SABlock, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What all tokens read, (B, heads, N, channels of a head); fused, which a module on the weights does not allow."""
+    if attention.rel_positional_embedding is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
+    return _weights(attention, q, k) @ v
+
+
+def _weights(attention: SABlock, q: Tensor, k: Tensor) -> Tensor:
+    """Of some queries, (B, heads, queries, N)."""
+    logits, hook = q @ k.mT * attention.scale, attention.rel_positional_embedding
+    return (logits if hook is None else hook(None, logits, q)).softmax(-1)

@@ -7,6 +7,7 @@ token is what linear probes of self-supervised transformers read (M. Oquab et al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,10 +35,12 @@ class ViTClassifier(ViTNetwork):
         img_size: pixels (H, W) or voxels (H, W, D) that the backbone was built for.
         pool: ``"class_mean"`` reads the class token and the mean of the patch tokens, ``"class"`` and ``"mean"`` one of them.
         dropout: rate in front of the head.
+        head_layers: hidden layers of the head, as wide as its input; 0 for a linear one. With 3 it is the MLP-3 of M. Jia et
+            al., "Visual prompt tuning" (arXiv:2203.12119), whose batch norms need two images a step.
 
     Raises:
         TypeError: the backbone is no ``ViT``.
-        ValueError: there is no such pool, or no class token to read.
+        ValueError: there is no such pool, no class token to read, or ``head_layers`` is negative.
 
     Example::
 
@@ -55,6 +58,7 @@ class ViTClassifier(ViTNetwork):
         *,
         pool: str = "class_mean",
         dropout: float = 0.0,
+        head_layers: int = 0,
     ) -> None:
         super().__init__()
         backbone = headless(backbone, ViTClassifier)
@@ -62,11 +66,14 @@ class ViTClassifier(ViTNetwork):
             raise ValueError(f"pool must be one of {', '.join(POOLS)}; got {pool!r}")
         if pool != "mean" and not hasattr(backbone, "cls_token"):
             raise ValueError(f"pool={pool!r} reads the class token, and this ViT has none; use pool='mean'")
+        if head_layers < 0:
+            raise ValueError(f"head_layers must be 0 or more hidden layers, got {head_layers}")
         self.pool, self.img_size = pool, tuple(img_size)
         self.backbone = backbone
         self.patches = backbone.patch_embedding.position_embeddings.shape[1]
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(POOLS[pool] * backbone.patch_embedding.position_embeddings.shape[2], num_classes)
+        width = POOLS[pool] * backbone.patch_embedding.position_embeddings.shape[2]
+        self.head = _mlp(width, num_classes, head_layers) if head_layers else nn.Linear(width, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, *img_size) -> (B, K)."""
@@ -110,3 +117,18 @@ class ViTClassifier(ViTNetwork):
             return tokens[:, 0]
         mean = tokens[:, -self.patches :].mean(1)
         return mean if self.pool == "mean" else torch.cat((tokens[:, 0], mean), 1)
+
+
+def _mlp(width: int, num_classes: int, layers: int) -> nn.Sequential:
+    hidden = [
+        part
+        for _ in range(layers)
+        for part in (nn.Linear(width, width), nn.ReLU(), nn.BatchNorm1d(width), nn.Dropout(0.1))
+    ]
+    last = nn.Linear(width, num_classes)
+    for layer in (*hidden, last):
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            nn.init.zeros_(layer.bias)
+    nn.init.constant_(last.bias, -math.log(99))  # a class is rare at the start
+    return nn.Sequential(*hidden, last)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -190,6 +192,21 @@ def refusal(bundle: Bundle, name: str, root: Path, data: Path, pattern: str, **o
     said = list(messages(error.value))
     assert any(re.search(pattern, text) for text in said), said
     assert files_below(root) == before
+
+
+def train_in_two_processes(bundle: Bundle, root: Path, data: Path, **overrides: Any) -> None:
+    """One epoch of a copy of the bundle, on the CPU."""
+    files = [str(root / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
+    settings = {**bundle.settings["train"], "epochs": 1, **overrides}
+    done = subprocess.run(
+        command(*torchrun, **settings, config_file=files, bundle_root=root, dataset_dir=data),
+        cwd=root.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def command(*arguments: str, **overrides: Any) -> Sequence[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from safetensors.torch import load_file
 
 from monai_petl import inspect_adapter
 from monai_petl.deltas import deltas_of
 from monai_petl.methods import EPT
-from tests.bundles.helpers import EMBEDDED_PROMPTS, parsed, refusal
+from tests.bundles.helpers import EMBEDDED_PROMPTS, REPOSITORY, parsed, refusal
 
 FINDINGS = ["top", "bottom", "never"]
 SEVERAL = {"class_names": FINDINGS, "multi_label": True}
@@ -60,13 +63,34 @@ def test_one_class_an_image(tmp_path: Path, images: Path, checkpoint: Path) -> N
     assert metrics(flow)["val_map"] == 1.0
     network = parsed(flow, "adapted_network")
     start = math.log(17) - 22
-    assert all((delta.logits != start).any() for _, delta in deltas_of(network))
+    assert all((delta.logits - start).abs().max() > 0.5 for _, delta in deltas_of(network))  # 80 steps of up to 0.05
     adapter = tmp_path / "models" / "adapters" / "ept.safetensors"
     assert inspect_adapter(adapter)["methods"][0]["method"] == "EPT"
     files = {"adapter_path": str(adapter), "ckpt_path": str(tmp_path / "none.pt"), **weights}
     assert metrics(EMBEDDED_PROMPTS.run("evaluate", tmp_path, images, **files))["val_balanced_accuracy"] == 1.0
     EMBEDDED_PROMPTS.run("inference", tmp_path, images, **files)
     assert all(Path(row["file"]).parent.name == row["prediction"] for row in rows_of(tmp_path))
+
+
+def test_features_are_measured_while_it_is_evaluated(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    EMBEDDED_PROMPTS.run("train", tmp_path, images, pretrained_path=str(checkpoint), method="head")
+    page = (REPOSITORY / "docs" / "analysis.md").read_text(encoding="utf-8")
+    (more := tmp_path / "features.json").write_text(
+        re.findall(r"```json\n(.*?)```", page, re.DOTALL)[0], encoding="utf-8"
+    )
+    files = [*EMBEDDED_PROMPTS.config_files(EMBEDDED_PROMPTS.path, "evaluate"), str(more)]
+    settings = {**EMBEDDED_PROMPTS.settings["evaluate"], "bundle_root": str(tmp_path), "dataset_dir": str(images)}
+    flow = ConfigWorkflow(files, logging_file=False, workflow_type="train", method="head", **settings)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    found = json.loads((tmp_path / "eval" / "features.json").read_text(encoding="utf-8"))
+    assert found["separation_fisher"] > 0
+    assert 0 <= found["separation_centroid"] <= 1
+    assert 0 <= found["calibration_error"] <= 1
+    assert metrics(flow)["separation_fisher"] == pytest.approx(found["separation_fisher"])
+    features = load_file(tmp_path / "eval" / "features.safetensors")
+    assert features["features"].shape == (len(features["labels"]), 24)
 
 
 def test_several_classes_an_image(tmp_path: Path, findings: Path, checkpoint: Path, caplog) -> None:
@@ -128,11 +152,14 @@ def test_the_published_recipe(tmp_path: Path, images: Path, checkpoint: Path) ->
     assert deltas[0].form == EPT(form="literal").form
 
 
-@pytest.mark.parametrize("method", ["head", "vpt", "lora", "bias", "ffn_adapter", "full"])
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [(method, 0) for method in ("head", "last_blocks", "vpt", "lora", "bias", "ffn_adapter", "full")] + [("head", 3)],
+)
 def test_the_methods_it_is_compared_with_run_in_it(
-    method: str, tmp_path: Path, findings: Path, checkpoint: Path
+    method: str, layers: int, tmp_path: Path, findings: Path, checkpoint: Path
 ) -> None:
-    options = {"method": method, "pretrained_path": str(checkpoint), **SEVERAL}
+    options = {"method": method, "head_layers": layers, "pretrained_path": str(checkpoint), **SEVERAL}
     flow = EMBEDDED_PROMPTS.run("train", tmp_path, findings, **options)
     assert 0 <= metrics(flow)["val_map"] <= 1
 
@@ -149,6 +176,7 @@ def test_bad_input_is_named(tmp_path: Path, images: Path, findings: Path, checkp
     shutil.copy(copy / "training" / "benign" / "benign_2.png", copy / "validation" / "benign" / "other.png")
     leak = r"training and validation share 1 images: .*other.png and .*benign_2.png \(the same content\)"
     refusal(EMBEDDED_PROMPTS, "train", tmp_path / "run", copy, leak, **weights)
+    refusal(EMBEDDED_PROMPTS, "evaluate", tmp_path / "run", copy, leak, ckpt_path=str(checkpoint))
     (copy / "validation" / "benign" / "other.png").write_bytes(b"no image")
     refusal(
         EMBEDDED_PROMPTS, "train", tmp_path / "run", copy, r"no images that can be read, first .*other\.png", **weights

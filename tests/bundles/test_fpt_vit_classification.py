@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from PIL import Image
 
-from monai_petl import inspect_adapter
-from tests.bundles.helpers import FINE_GRAINED, messages, parsed, refusal
+from monai_petl import inspect_adapter, trainable_parameters
+from tests.bundles.helpers import FINE_GRAINED, files_below, messages, parsed, refusal, train_in_two_processes
+from tests.conftest import differing
 
 LEARNING = {"epochs": 2, "epoch_length": 30, "lr": 5e-3, "val_interval": 2}
 
@@ -158,6 +163,100 @@ def test_the_learning_rate_falls_by_half_a_cosine(tmp_path: Path, images: Path, 
     assert rates[50] == pytest.approx(1e-4)
     assert 0 < rates[99] < 2e-6
     assert all(group["weight_decay"] == 0.1 for group in optimizer.param_groups)
+
+
+def test_the_learning_rate_falls_with_every_step_of_a_training(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    flow = FINE_GRAINED.workflow("train", tmp_path, images, pretrained_path=str(checkpoint), lr=1e-3)
+    flow.initialize()
+    trainer, optimizer, rates = parsed(flow, "train::trainer"), parsed(flow, "optimizer"), []
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    flow.run()
+    assert trainer.state.max_epochs == trainer.state.epoch_length == 2
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)])
+
+
+def test_the_gradient_of_a_step_has_a_norm_of_one_at_most(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    flow = FINE_GRAINED.workflow("train", tmp_path, images, pretrained_path=str(checkpoint))
+    flow.initialize()
+    norms: list[float] = []
+    trained = trainable_parameters(parsed(flow, "adapted_network"))
+    parsed(flow, "loss").register_forward_hook(lambda module, inputs, loss: 1000 * loss)
+    parsed(flow, "optimizer").register_step_pre_hook(
+        lambda *_: norms.append(float(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])))
+    )
+    flow.run()
+    assert norms == pytest.approx([1.0] * 4, abs=1e-3)
+
+
+def test_the_large_image_is_never_augmented(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    for cache_rate in (0.0, 1.0):
+        flow = FINE_GRAINED.workflow("train", tmp_path, images, pretrained_path=str(checkpoint), cache_rate=cache_rate)
+        flow.initialize()
+        training = parsed(flow, "train::dataset")
+        drawn = [training[0] for _ in range(5)]
+        assert all(torch.equal(case["source"], drawn[0]["source"]) for case in drawn)
+        assert not any(torch.equal(case["image"], drawn[0]["image"]) for case in drawn[1:])
+        plain = parsed(flow, "validate::preprocessing")(parsed(flow, "train::datalist")[0])
+        assert torch.equal(plain["source"], drawn[0]["source"])
+
+
+def test_without_validation_the_network_of_the_end_is_kept(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    data = Path(shutil.copytree(images, tmp_path / "data"))
+    shutil.rmtree(data / "validation")
+    weights = {"pretrained_path": str(checkpoint)}
+    last = parsed(FINE_GRAINED.run("train", tmp_path, data, **weights), "adapted_network").state_dict()
+    adapter = str(tmp_path / "models" / "adapters" / "fpt_plus.safetensors")
+    first = parsed(FINE_GRAINED.workflow("train", tmp_path, data, **weights), "adapted_network").state_dict()
+    assert differing(first, last)
+    for files in ({}, {"adapter_path": adapter, "ckpt_path": str(tmp_path / "none.pt"), **weights}):
+        flow = FINE_GRAINED.run("evaluate", tmp_path, data, eval_section="test", **files)
+        assert not differing(last, parsed(flow, "adapted_network").state_dict())
+
+
+@pytest.mark.parametrize("section", ["training", "validation", "test"])
+def test_a_jpeg_that_was_cut_is_named_before_anything_is_computed(
+    section: str, tmp_path: Path, images: Path, checkpoint: Path
+) -> None:
+    data = Path(shutil.copytree(images, tmp_path / "data"))
+    cut = data / section / "benign" / "cut.jpg"
+    Image.effect_noise((64, 64), 50).save(cut)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    weights = {"pretrained_path": str(checkpoint)}
+    sentence = r"1 files are no images that can be read, first .*cut\.jpg \(image file is truncated"
+    if section != "test":
+        refusal(FINE_GRAINED, "train", tmp_path / "run", data, sentence, **weights)
+    with pytest.raises(Exception) as error:  # noqa: PT011 (as below)
+        preload(tmp_path, data, tmp_path / "features", **weights)
+    assert any(re.search(sentence, text) for text in messages(error.value))
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_class_with_one_image(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    """It is in the training section alone: what is undefined is left out."""
+    data, weights = Path(shutil.copytree(images, tmp_path / "data")), {"pretrained_path": str(checkpoint)}
+    for section in ("training", "validation", "test"):
+        for path in sorted((data / section / "benign").iterdir())[section == "training" :]:
+            path.unlink()
+    cache = tmp_path / "features"
+    preload(tmp_path, data, cache, **weights)
+    assert len(list(cache.glob("*.safetensors"))) == len({path.read_bytes() for path in data.rglob("*.png")})
+    for options in ({}, {"cache_dir": str(cache)}):
+        FINE_GRAINED.run("train", tmp_path, data, **weights, **options)
+        for section in ("training", "validation", "test"):
+            flow = FINE_GRAINED.run("evaluate", tmp_path, data, eval_section=section, **options)
+            assert all(math.isfinite(value) for value in metrics(flow).values())
+    few = "2 images of each class were asked for, but there are 1 of benign"
+    refusal(FINE_GRAINED, "train", tmp_path / "run", data, few, num_labelled=2, **weights)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_from_stored_features(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+    bundle, weights, cache = FINE_GRAINED.copy(tmp_path), {"pretrained_path": str(checkpoint)}, tmp_path / "features"
+    preload(tmp_path, images, cache, **weights)
+    train_in_two_processes(FINE_GRAINED, bundle, images, **weights, cache_dir=cache)
+    assert {path.name for path in files_below(bundle / "models")} == {"model.pt", "fpt_plus.safetensors"}
+    flow = FINE_GRAINED.run("evaluate", bundle, images, **weights, cache_dir=str(cache))
+    assert 0 <= metrics(flow)["val_balanced_accuracy"] <= 1
 
 
 def test_class_weights_count_in_the_loss(tmp_path: Path, images: Path, checkpoint: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +17,11 @@ from tests.bundles.helpers import (
     CLASSIFIER,
     Bundle,
     Trained,
-    command,
     files_below,
     parsed,
     refusal,
     state_in,
+    train_in_two_processes,
 )
 
 ADAPTER = Path("models") / "adapters" / "lora.safetensors"
@@ -149,15 +147,7 @@ def test_images_are_prepared_alike_in_training_and_inference(tmp_path: Path, ima
 @pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path: Path, images: Path, checkpoint: Path) -> None:
     bundle = CLASSIFIER.copy(tmp_path)
-    files = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
-    settings = {**CLASSIFIER.settings["train"], "epochs": 1, "pretrained_path": checkpoint}
-    overrides = {**settings, "config_file": files, "bundle_root": bundle, "dataset_dir": images}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command(*torchrun, **overrides), cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    train_in_two_processes(CLASSIFIER, bundle, images, pretrained_path=checkpoint)
     assert {path.name for path in files_below(bundle / "models")} == {"model.pt", "lora.safetensors"}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -158,6 +160,32 @@ def test_what_a_training_needs(tmp_path):
         require_images([], tmp_path / "none", [])
     with pytest.raises(DataError, match="no images were found"):
         require_images([], tmp_path, [])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "npy"])
+@pytest.mark.parametrize("part", ["datalist", "validation"])
+def test_a_file_that_was_cut_is_named_with_the_reason(tmp_path, suffix, part):
+    """Half of a file has a header that is whole."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    paths = [tmp_path / f"{name}.{suffix}" for name in ("whole", "cut")]
+    for path in paths:
+        np.save(path, pixels) if suffix == "npy" else Image.fromarray(pixels).save(path)
+        pixels = 255 - pixels
+    lists = {"datalist": [{"image": str(paths[0])}], "validation": []}
+    lists[part].append({"image": str(paths[1])})
+    require_images(dataset_dir=tmp_path, **lists)
+    paths[1].write_bytes(paths[1].read_bytes()[: paths[1].stat().st_size // 2])
+    reason = "file size" if suffix == "npy" else "truncated"
+    with pytest.raises(DataError, match=rf"1 files are no images that can be read, first .*cut\.{suffix} \(.*{reason}"):
+        require_images(dataset_dir=tmp_path, **lists)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_progress_of_decoding_is_shown_in_a_terminal_alone(tmp_path, capsys, monkeypatch, terminal):
+    data = folders(tmp_path / "data", "training/x")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    require_images(load_image_list(data), data)
+    assert ("images: " in capsys.readouterr().err) == terminal
 
 
 def test_breast_ultrasound():

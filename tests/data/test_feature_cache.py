@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -16,9 +20,10 @@ from monai.data import CacheDataset
 from monai.networks.nets import ViT
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
-from monai_petl.data import FeatureCache, weights_digest
+from monai_petl.data import FeatureCache, feature_cache, preload_states, weights_digest
 from monai_petl.networks import FPT
 from monai_petl.transforms import LoadFeaturesd
 
@@ -139,15 +144,67 @@ def test_a_second_process_with_other_settings_is_stopped(tmp_path, images) -> No
     assert len(list(first.folder.glob("*.safetensors"))) == 1
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, images, monkeypatch) -> None:
+class Network:
+    """What is stored of an image are its rows and its columns; counts its calls."""
+
+    calls = 0
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        return image.sum(3)[:, 0], image.sum(2)[:, 0]
+
+    def states_shape(self) -> tuple[int, ...]:
+        return (8,)
+
+
+def preload(folder: Path, images: list[str], dtype: str = "float16") -> Network:
+    network = Network()
+    preload_states(network, FeatureCache(folder, SETTINGS, dtype), images, lambda case: {"source": load(case["image"])})
+    return network
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(tmp_path, images, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("monai_petl.data.feature_cache.shutil.disk_usage", lambda path: usage(9, 9, 1000))
-    cache = FeatureCache(tmp_path / "features", SETTINGS)
+    monkeypatch.setattr(Network, "encode", lambda *_: pytest.fail("computed"))
     with pytest.raises(
         OSError, match=r"features of 4 images need 0.00 GB in .*, where 0.00 GB are free; choose another folder"
     ):
-        cache.fill(images, load, compute, batch_size=2)
-    assert not list(cache.folder.glob("*.safetensors"))
+        preload(tmp_path / "features", images)
+    assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("float32", 4)])
+def test_the_space_is_that_of_what_is_missing(tmp_path, images, monkeypatch, caplog, dtype, size) -> None:
+    """Two times 8 numbers an image, and at most 4096 bytes of the file beside them."""
+    needed = 3 * (16 * size + 4096)
+    cache = FeatureCache(tmp_path / "features", SETTINGS, dtype)
+    preload(cache.folder, images[:1], dtype)
+    assert 16 * size < cache.path(images[0]).stat().st_size <= 16 * size + 4096
+    usage, free = namedtuple("usage", "total used free"), [needed - 1]
+    monkeypatch.setattr("monai_petl.data.feature_cache.shutil.disk_usage", lambda path: usage(9, 9, free[0]))
+    with pytest.raises(OSError, match="features of 3 images"):
+        cache.require_space(images, 16)
+    free[0] = needed
+    with caplog.at_level("INFO"):
+        cache.require_space(images, 16)
+    assert "features of 3 images: 0.0 MB each, 0.00 GB" in caplog.text
+
+
+def test_the_log_says_the_size_before_the_first_batch(tmp_path, images, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(Network, "states_shape", lambda self: (6, 12, 205, 64))  # of FPT+ at 512 pixels
+    seen: list[str] = []
+    monkeypatch.setattr(Network, "encode", lambda *_: seen.append(caplog.text) or (torch.zeros(4, 1),) * 2)
+    with caplog.at_level("INFO"):
+        preload(tmp_path / "features", images)
+    assert "features of 4 images: 3.8 MB each, 0.02 GB" in seen[0]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_progress_is_shown_in_a_terminal_alone(tmp_path, images, monkeypatch, capsys, terminal) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    preload(tmp_path / "features", images)
+    assert ("features: 100%" in capsys.readouterr().err) == terminal
 
 
 def test_features_without_their_settings_are_refused(tmp_path, images) -> None:
@@ -187,21 +244,106 @@ def test_a_damaged_file_is_named(tmp_path, images) -> None:
         FeatureCache(tmp_path / "features", SETTINGS, "int8")
 
 
+# several processes
+
+
+def at_lines(run: Callable[[], object], other: Callable[[int], object]) -> None:
+    """Runs the one, and before each line of the module that it comes to the other, as a second process may come by."""
+    lines = count()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable | None:
+        if frame.f_code.co_filename != feature_cache.__file__:
+            return None
+        if event == "line":
+            other(next(lines))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_who_looks_while_a_folder_is_filled_sees_whole_files_alone(tmp_path, images, monkeypatch, links) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links on this file system")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    seen = set()
+
+    def look(_: int) -> None:
+        cache = FeatureCache(tmp_path / "features", SETTINGS)
+        there = [image for image in images if not cache.missing([image])]
+        assert all(cache.read(image).keys() == {"mean", "rows"} for image in there)
+        seen.add((cache.folder.joinpath("cache.json").is_file(), len(there)))
+
+    def save_in_two_steps(tensors: dict[str, Tensor], path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        look(0)
+        save_file(tensors, path)
+
+    monkeypatch.setattr(feature_cache, "save_file", save_in_two_steps)
+    at_lines(lambda: FeatureCache(tmp_path / "features", SETTINGS).fill(images, load, compute, batch_size=3), look)
+    assert seen == {(False, 0), *((True, count) for count in range(5))}
+    assert len(list((tmp_path / "features").iterdir())) == 5
+
+
+def meet(folder: Path, image: str, moment: int) -> set[str]:
+    """Who of two with different settings is refused, when the second comes at a line of the first; nobody if it never came."""
+    refused = {}
+
+    def fill(weights: str) -> None:
+        try:
+            FeatureCache(folder, {"weights": weights}).fill([image], load, compute)
+        except ValueError as error:
+            refused[weights] = str(error)
+
+    at_lines(lambda: fill("first"), lambda line: fill("second") if line == moment else None)
+    assert all("made otherwise" in sentence for sentence in refused.values())
+    return set(refused)
+
+
+def test_of_two_settings_one_gets_the_folder_whenever_the_second_comes(tmp_path, images) -> None:
+    winners = set()
+    for moment in count():
+        refused = meet(tmp_path / str(moment), images[0], moment)
+        if not refused:
+            break
+        text = (tmp_path / str(moment) / "cache.json").read_text(encoding="utf-8")
+        winners.add(json.loads(text)["weights"])
+        assert refused == {"first", "second"} - {json.loads(text)["weights"]}
+    assert winners == {"first", "second"}
+    assert moment > 20
+
+
 SCRIPT = """
-import sys, torch
+import sys, time
+from pathlib import Path
 from tests.data.test_feature_cache import FeatureCache, SETTINGS, compute, load
-import time
-def slow(batch):
-    time.sleep(0.05)
+folder, mark, *images = sys.argv[1:]
+def together(batch):
+    Path(mark).touch()
+    while len(list(Path(mark).parent.glob("*.here"))) < 2:
+        time.sleep(0.01)
     return compute(batch)
-FeatureCache(sys.argv[1], SETTINGS).fill(sys.argv[2:], load, slow, batch_size=1)
+FeatureCache(folder, SETTINGS).fill(images, load, together, batch_size=1)
 """
 
 
 def test_two_processes_fill_one_folder(tmp_path, images) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "features"), *images]
+    """Neither writes before both compute, and so both compute the same image."""
     repository = Path(__file__).parents[2]
-    processes = [subprocess.Popen(command, cwd=repository) for _ in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "features"), str(tmp_path / f"{n}.here"), *images],
+            cwd=repository,
+        )
+        for n in range(2)
+    ]
     assert [process.wait(120) for process in processes] == [0, 0]
     cache = FeatureCache(tmp_path / "features", SETTINGS)
     assert cache.missing(images) == []

@@ -122,7 +122,9 @@ def test_outputs_are_the_published_ones(case: Case, record_property) -> None:
     computed = outputs_of(case, published(case))
     recorded = {row["key"].removeprefix(f"{case['name']}/") for row in case["outputs"]}
     assert computed.keys() == recorded
-    record_property("error", max(deviation(EXPECTED, case, name, value) for name, value in computed.items()))
+    error = max(deviation(EXPECTED, case, name, value) for name, value in computed.items())
+    record_property("error", error)
+    assert error < 2e-6
 
 
 WITH_GRADIENTS = [case for case in CASES if "gradients" in case]
@@ -138,7 +140,7 @@ def test_gradients_are_the_published_ones(case: Case, record_property) -> None:
         gradient = network.get_parameter(our_name(row["tensor"].removeprefix(case["prefix"]))).grad
         gradient = gradient.reshape(row["shape"])
         error = (gradient - torch.from_numpy(EXPECTED[row["key"]])).abs().max().item() / row["max_abs"]
-        assert error <= 10 * case["tolerance"], row["tensor"]
+        assert error < 2e-6, row["tensor"]
         errors.append(error)
     record_property("error", max(errors))
 

@@ -12,6 +12,8 @@ from monai.networks.nets import SwinUNETR, ViT
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import monai_petl as mp
 from monai_petl.inflation.files import set_eps
@@ -21,6 +23,7 @@ from monai_petl.networks.vit_parts import resize_positions
 from monai_petl.summary import saved_activation_bytes
 from tests.conftest import differing, state_of
 from tests.inflation.published import Case, deviation, image, load_cases, load_expected, tensor
+from tests.inflation.sources import timm_vit
 
 CASES = load_cases("fpt")
 EXPECTED = load_expected("fpt")
@@ -193,6 +196,34 @@ def test_kept_tokens(size, tokens, kept) -> None:
     assert kept_tokens(50, 0.58) == 28
 
 
+@pytest.mark.parametrize(("variant", "layers"), [("fpt", 12), ("fpt_plus", 6)])
+def test_shapes_at_512_pixels_of_the_published_transformer(variant, layers) -> None:
+    with torch.device("meta"):
+        backbone = ViT(3, (384, 384), (16, 16), spatial_dims=2, classification=True, qkv_bias=True)
+        network = FPT(backbone, 2, (512, 512), variant=variant)
+        taps = network.taps(torch.empty(2, 3, 512, 512))
+        keys, values = network.encode(torch.empty(2, 3, 512, 512))
+    assert taps.keys.shape == taps.values.shape == (layers, 2, 12, 205, 64)
+    assert taps.index.shape == (layers, 2, 12, 205)
+    assert taps.scores.shape == (layers, 2, 12, 1025)
+    assert keys.shape == values.shape == (2, *network.states_shape()) == (2, layers, 12, 205, 64)
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "kept", "megabytes"), [((128, 128, 128), 513, 102, 3.8), ((192, 192, 96), 865, 173, 6.4)]
+)
+def test_shapes_and_bytes_of_volumes(size, tokens, kept, megabytes) -> None:
+    """In float32, of the last six blocks of a ViT-B."""
+    with torch.device("meta"):
+        backbone = ViT(1, (128, 128, 128), (16, 16, 16), spatial_dims=3, classification=True, qkv_bias=True)
+        network = FPT(backbone, 2, size)
+        taps = network.taps(torch.empty(1, 1, *size))
+    assert taps.scores.shape == (6, 1, 12, tokens)
+    assert taps.keys[:, 0].shape == network.states_shape() == (6, 12, kept, 64)
+    assert round(2 * 4 * math.prod(network.states_shape()) / 1e6, 1) == megabytes
+    assert network.side_size == tuple(extent // 2 for extent in size)
+
+
 def test_states_have_the_shape_that_is_announced() -> None:
     network, given = fpt(), noise(2, 3, 96, 96)
     keys, values = network.encode(given)
@@ -244,6 +275,27 @@ def test_scores_by_chunks_are_those_of_the_whole(monkeypatch) -> None:
     torch.testing.assert_close(chunks.scores, whole.scores, atol=1e-6, rtol=0)
     assert torch.equal(chunks.index, whole.index)
     torch.testing.assert_close(chunks.keys, whole.keys, atol=1e-5, rtol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made meanwhile."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> object:
+        made = function(*args, **(kwargs or {}))
+        sizes = [tensor.numel() for tensor in tree_leaves(made) if isinstance(tensor, Tensor)]
+        self.numbers = max(self.numbers, *sizes, 0)
+        return made
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (3,)], ids=["all blocks tapped", "one"])
+def test_all_attention_weights_of_a_large_image_are_never_there_at_once(layers, monkeypatch) -> None:
+    monkeypatch.setattr("monai_petl.networks.frozen_taps.CHUNK", 3 * 257 * 20)
+    backbone, given = vit(channels=1), noise(1, 1, 256, 256)
+    with Largest() as largest:
+        read_taps(backbone, given, layers, (48, 48))
+    assert 257 * 3 * 48 <= largest.numbers < 3 * 257 * 257
 
 
 def test_positions_are_resized_by_the_factor_not_to_the_size() -> None:
@@ -303,13 +355,16 @@ def test_mixed_precision_keeps_the_same_tokens(dtype) -> None:
 
 
 def test_prompts_are_dropped_after_every_block() -> None:
-    network, given, inside, outside = fpt(), noise(2, 3, 96, 96), [], []
+    network, given, entering, leaving, prompts = fpt(variant="fpt").eval(), noise(2, 3, 96, 96), [], [], []
+    network.side.fusion.register_forward_hook(lambda m, i, o: prompts.extend(o))
     for block in network.side.blocks:
-        block.register_forward_hook(lambda m, i, o: inside.append(i[0].shape[1]))
-        block.norm1.register_forward_hook(lambda m, i, o: outside.append(o.shape[1]))
+        block.register_forward_pre_hook(lambda m, i: entering.append(i[0]))
+        block.register_forward_hook(lambda m, i, o: leaving.append(o))
     network(given)
-    assert inside == [5 + 4, 5 + 4]
-    assert network.side.embed(noise(2, 3, 32, 32)).shape == (2, 5, 24)
+    before = [network.side.embed(network.at_side_size(given)), *(tokens[:, :5] for tokens in leaving[:-1])]
+    assert len(entering) == len(prompts) == 4
+    for tokens, left, prompt in zip(entering, before, prompts, strict=True):
+        assert torch.equal(tokens, torch.cat((left, prompt), 1))  # of the prompts before nothing is left
 
 
 def test_dropout_is_all_that_is_random() -> None:
@@ -381,6 +436,54 @@ def test_volumes() -> None:
     assert network.states_shape() == (2, 3, int((4 * 4 * 3 + 1) * 0.2), 16)
     assert network.encode(given)[0].shape == (2, *network.states_shape())
     assert network(given).shape == (2, 3)
+
+
+def test_stored_features_of_a_volume_give_the_same_scores() -> None:
+    network = fpt(vit((32, 32, 32), channels=1), (64, 64, 48), side_size=None, side_patch=(8, 8, 8)).eval()
+    given = noise(2, 1, 64, 64, 48)
+    small, (keys, values) = F.interpolate(given, (32, 32, 24), mode="area"), network.encode(given)
+    wanted = network(given)
+    assert torch.equal(network(small, keys, values), wanted)
+    half = network(small, keys.half(), values.half())
+    assert (half - wanted).abs().max() <= 0.01 * (wanted.max() - wanted.min())
+    assert (network(small, keys.flip(0), values.flip(0)) - wanted).abs().max() > 1e-3
+
+
+def test_a_step_on_volumes_changes_the_side_network_alone() -> None:
+    network = fpt(vit((32, 32, 32), channels=1), (64, 64, 48), side_size=None, side_patch=(8, 8, 8)).train()
+    before, given, label = state_of(network), noise(2, 1, 64, 64, 48), torch.tensor([0, 2])
+    optimiser = torch.optim.AdamW(mp.trainable_parameters(network), lr=1e-3)
+    F.cross_entropy(network(given), label).backward()
+    assert all(parameter.grad.any() for parameter in network.side.parameters())
+    optimiser.step()
+    changed = differing(before, state_of(network))
+    assert set(changed) == {f"side.{name}" for name, _ in network.side.named_parameters()}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_it_takes_a_transformer_from_a_pretrained_file(dims: int) -> None:
+    """Of an image that is repeated along the depth the inflated transformer sees what the flat one sees of the image."""
+    state, depth = timm_vit(layers=4, patch=8), 4 if dims == 3 else 1
+    flat, backbone = (
+        mp.inflation.vit_from_pretrained(
+            state, spatial_dims=n, img_size=32, patch_size=8, in_channels=channels, num_heads=3, class_key_bias=n == 3
+        ).eval()
+        for n, channels in ((2, 3), (dims, 3 if dims == 2 else 1))
+    )
+    grey = noise(2, 1, 32, 32)
+    image = grey.repeat(1, 3, 1, 1) if dims == 2 else grey[..., None].expand(-1, -1, -1, -1, 32)
+    taps = FPT(backbone, 3, (32,) * dims, **SMALL | {"side_size": None}, layers=(1, 2, 3), token_ratio=1.0).taps(image)
+    _, hidden = flat(grey.repeat(1, 3, 1, 1))
+    for number in (1, 2, 3):
+        attention, norm = flat.blocks[number].attn, flat.blocks[number].norm1
+        _, *wanted = attention.input_rearrange(attention.qkv(norm(hidden[number - 1])))
+        for tokens, found in zip(wanted, (taps.keys[number - 1], taps.values[number - 1]), strict=True):
+            copies = torch.cat((tokens[:, :, :1], tokens[:, :, 1:].repeat_interleave(depth, 2)), 2)
+            torch.testing.assert_close(found, copies, atol=1e-4, rtol=1e-4)
+    network = fpt(backbone, (64,) * dims, side_size=None).train()
+    F.cross_entropy(network(noise(2, image.shape[1], *network.img_size)), torch.tensor([0, 2])).backward()
+    assert all(parameter.grad is not None for parameter in network.side.parameters())
+    assert all(parameter.grad is None for parameter in network.backbone.parameters())
 
 
 def test_an_inflated_volume_is_scored_with_its_bias() -> None:

@@ -10,7 +10,7 @@ import torch
 from monai.networks.nets import UNet, ViT
 from torch import nn
 
-from monai_petl import adapt, summary
+from monai_petl import adapt, load_adapter, save_adapter, summary
 from monai_petl.methods import FullFineTuning, HeadOnly, LoRA
 from monai_petl.networks import ViTClassifier, load_backbone, vit_backbone
 from tests.bundles.helpers import checkpoint_state
@@ -56,6 +56,7 @@ def test_volumes():
     ("make", "error", "message"),
     [
         (lambda: ViTClassifier(UNet(2, 1, 2, (4, 8), (2,)), 2, (32, 32)), TypeError, "needs a MONAI ViT .* got UNet"),
+        (lambda: classifier(head_layers=-1), ValueError, "head_layers must be 0 or more hidden layers, got -1"),
         (lambda: classifier(pool="max"), ValueError, "pool must be one of class, mean, class_mean; got 'max'"),
         (
             lambda: ViTClassifier(ViT(3, (32, 32), (8, 8), **SIZES, spatial_dims=2), 2, (32, 32)),
@@ -78,6 +79,22 @@ def test_a_linear_probe_keeps_nothing_of_the_backbone():
     network = adapt(classifier(), HeadOnly())
     assert trained_names(network) == {"head.weight", "head.bias"}
     assert summary(network).trainable == 4 * 48 + 4
+
+
+def test_a_head_with_hidden_layers_is_trained_whole_and_comes_back_from_its_file(tmp_path: Path):
+    network = adapt(classifier(head_layers=3), HeadOnly())
+    kinds = [type(layer) for layer in network.head]
+    assert kinds == 3 * [nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Dropout] + [nn.Linear]
+    assert summary(network).trainable == 3 * (48 * 48 + 48 + 2 * 48) + 4 * 48 + 4
+    torch.testing.assert_close(network.head[-1].bias.sigmoid(), torch.full((4,), 0.01))
+    before = copy.deepcopy(network.backbone.state_dict())
+    teach(network, IMAGE)
+    assert not without_gradient(network)
+    assert float(network.head[2].running_mean.abs().max()) > 0  # statistics of the head belong to it, and are kept
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.backbone.state_dict().items())
+    path = save_adapter(network, tmp_path / "head.safetensors")
+    again = load_adapter(classifier(head_layers=3), path)
+    assert torch.equal(again.eval()(IMAGE), network.eval()(IMAGE))
 
 
 def test_another_number_of_classes_is_one_argument():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 import monai_petl as mp
+from monai_petl.adapt import adapters_of
 from monai_petl.inflation import InexactInflationWarning, vit_from_pretrained
 from monai_petl.methods import METHODS, adapt_by_name
 from monai_petl.networks import ViTSegmenter, load_backbone, load_trained, vit_backbone
@@ -179,6 +182,26 @@ def test_network_comes_back_from_its_file_and_from_its_adapter(
         again = load_trained(fresh, tmp_path / "model.pt", **options).eval()
         state = again.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in adapted.state_dict().items())
+
+
+def test_an_adapter_of_another_method_takes_its_place_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = network()
+    saved = {
+        method: mp.save_adapter(adapt_by_name(copy.deepcopy(backbone), method, ["decoder"]), tmp_path / f"{method}.st")
+        for method in ("lora", "norm")
+    }
+    for prepared, file in itertools.product(saved, saved):
+        caplog.clear()
+        fresh = load_trained(adapt_by_name(copy.deepcopy(backbone), prepared, ["decoder"]), None, saved[file])
+        assert list(adapters_of(fresh)) == [file]
+        said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        if prepared == file:
+            assert not said
+        else:
+            named = {"lora": "LoRA", "norm": "NormOnly"}
+            assert f"trained with {named[file]}, which takes the place of {named[prepared]}" in said[0]
 
 
 def test_file_of_another_network_is_named(tmp_path: Path) -> None:
