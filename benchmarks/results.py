@@ -96,7 +96,8 @@ def publish(study: str, out: str = "results") -> None:
         str(local["pretrained_path"]): WEIGHTS if chosen.weights else "pretrained/model.pt",
         f"{folder}/": "",
     }
-    for record in (*found.records, *found.trials):  # a study may have been continued from another checkout
+    told = [record for record in (*found.records, *found.trials) if "command" in record]  # the first records have none
+    for record in told:  # a study may have been continued from another checkout
         words = shlex.split(record["command"])
         names[str(Path(words[words.index("--bundle_root") + 1]).parent)] = "bundles"
     text = json.dumps({"plan": found.plan, "records": found.records, "trials": found.trials})
@@ -104,7 +105,8 @@ def publish(study: str, out: str = "results") -> None:
         text = text.replace(path, name)
     public = json.loads(text)
     for record in (*public["records"], *public["trials"]):
-        record["command"] = record["command"].split(" --ckpt_dir ")[0]  # the rest is where this machine wrote
+        if "command" in record:
+            record["command"] = record["command"].split(" --ckpt_dir ")[0]  # the rest is where this machine wrote
     results = Results(public["plan"], public["records"], public["trials"])
     (RECORDS / f"{study}.json").write_text(_compact(results.to_dict()), encoding="utf-8")
     if chosen.report:

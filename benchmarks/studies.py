@@ -95,7 +95,8 @@ RATES: dict[str, Ids] = {
         for name, rates, methods in (
             ("delta_lr", (1e-3, 5e-3), ("lora", "vpetl", "ffn_adapter", "vpt", "ssf")),
             ("backbone_lr", (1e-3, 5e-3), ("bias", "norm")),
-            ("backbone_lr", (1e-5, 1e-4), ("last_blocks",)),
+            ("backbone_lr", (1e-5, 1e-4), ("last_blocks", "full")),
+            ("lr", (2e-3, 5e-3), ("head",)),
         )
         for method in methods
         for rate in rates
@@ -178,7 +179,8 @@ LARGE_METHODS: dict[str, Ids] = {
     "full": {**WHOLE, **FULL},
 }
 RADIOGRAPHS: dict[str, Ids] = {name: {**ids, "epochs": 3 if name in SIDE else 1} for name, ids in LARGE_METHODS.items()}
-RADIOGRAPHS["fpt_plus"] = {**RADIOGRAPHS["fpt_plus"], "img_size": [504, 504]}  # what the files hold
+SHARPER = {"cache_dir": "features/fpt_plus_504", "img_size": [504, 504]}  # what the files hold
+RADIOGRAPHS["fpt_plus, 504 px"] = {**RADIOGRAPHS["fpt_plus"], **SHARPER}
 
 PROMPTS = {"lr": 5e-2, "prompt_init": "mean"}
 PUNET: dict[str, Ids] = {  # learning rates chosen on the validation cases of the hippocampus, 10 volumes
@@ -318,7 +320,7 @@ STUDIES: dict[str, Study] = {
     "brain_slices": Study(
         "aim_vit_segmentation",
         "mr_brain_slab",
-        {**AIM, "aim": {"method": "aim", "delta_lr": 1e-3}},
+        AIM,
         {**SLICED, **BRAIN, **window([2.0, 2.0, 2.0], [98, 112, 5])},
     ),
     "brain_san": Study(
@@ -340,6 +342,7 @@ STUDIES: dict[str, Study] = {
         FEW_METHODS,
         FEW_PICTURES,
         (1, 5, 10),
+        seeds=5,
         report=True,
         title="Which method for breast ultrasound?",
         attribution=BUSI_SOURCE,
@@ -347,6 +350,6 @@ STUDIES: dict[str, Study] = {
     ),
     "busi_large": Study("fpt_vit_classification", "cls_busi", LARGE_METHODS, LARGE, (None,)),
     "cxr_large": Study(
-        "fpt_vit_classification", "cls_cxr_view", RADIOGRAPHS, {**LARGE, "class_names": ["ap", "pa"]}, (None,), seeds=2
+        "fpt_vit_classification", "cls_cxr_view", RADIOGRAPHS, {**LARGE, "class_names": ["ap", "pa"]}, (None,)
     ),
 }
