@@ -24,6 +24,7 @@ __all__ = [
     "attach",
     "find_record",
     "keep_frozen",
+    "kinds",
     "named_tensors",
     "refuse_merged",
     "refuse_shared",
@@ -145,8 +146,8 @@ def attach(network: nn.Module, methods: Sequence[Method], also_train: Sequence[s
     refuse_merged(network)
     if name in records:
         raise ValueError(
-            f"the network has an adapter {name!r} already; remove it with remove_adapter(network, {name!r}), or choose "
-            "another name"
+            f"the network has an adapter {name!r} already ({kinds(records[name].methods)}); to attach {kinds(methods)}, remove "
+            f"that with remove_adapter(network, {name!r}), or choose another name"
         )
     if isinstance(also_train, str):
         raise ValueError(f"also_train must be a list of names or patterns, got the string {also_train!r}")
@@ -261,6 +262,11 @@ def find_record(network: nn.Module, name: str | None) -> tuple[str, AdapterRecor
         wanted = "any adapter" if name is None else f"an adapter {name!r}"
         raise ValueError(f"the network has not got {wanted}; it has: {', '.join(records) or 'none'}")
     return name, records[name]
+
+
+def kinds(methods: Sequence[Method]) -> str:
+    """The methods by the names of their classes."""
+    return " and ".join(type(method).__name__ for method in methods) or "no method"
 
 
 def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

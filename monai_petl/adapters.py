@@ -6,11 +6,12 @@ fits: a fingerprint of every frozen tensor it was trained against.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ __all__ = [
     "save_adapter",
 ]
 
-FORMAT, FORMAT_VERSION = "monai_petl.adapter", 1
+FORMAT, FORMAT_VERSION = "monai_petl.adapter", 2  # 1 has the fingerprint under whole names, in hexadecimal
 
 
 class AdapterFileError(ValueError):
@@ -104,7 +105,7 @@ def save_adapter(
         "class_names": json.dumps([m.class_name for m in record.methods if hasattr(m, "class_name")]),
         "notes": json.dumps(notes),
         "versions": json.dumps(versions()),
-        "fingerprint": json.dumps(_fingerprint(network, record), separators=(",", ":")),
+        "fingerprint": json.dumps(_by_module(_fingerprint(network, record)), separators=(",", ":")),
     }
     refuse_merged(network)
     tensors = {_file_name(n, name): t for n, t in adapter_state_dict(network, name).items()}
@@ -142,11 +143,14 @@ def inspect_adapter(path: str | os.PathLike) -> dict[str, Any]:
         for n in ("methods", "also_train", "class_names", "notes", "versions", "fingerprint"):
             decoded[n] = json.loads(header[n])
         named = all(isinstance(m, dict) and isinstance(m.get("method"), str) for m in decoded["methods"])
-        if not named or not isinstance(decoded["fingerprint"], dict) or not isinstance(decoded["also_train"], list):
+        decoded["fingerprint"] = dict(_by_name(decoded["fingerprint"]))
+        if version == 1:
+            decoded["fingerprint"] = {n: _text(bytes.fromhex(h)) for n, h in decoded["fingerprint"].items()}
+        if not named or not isinstance(decoded["also_train"], list):
             raise ValueError("methods, also_train or fingerprint have another form")
     except AdapterFileError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AdapterFileError(f"{path}: the adapter's header is damaged ({error}). Save it again") from error
     return {
         "format_version": version,
@@ -160,7 +164,9 @@ def inspect_adapter(path: str | os.PathLike) -> dict[str, Any]:
 def load_adapter(
     network: nn.Module, path: str | os.PathLike, name: str | None = None, trainable: bool = False
 ) -> nn.Module:
-    """Attach the adapter of a file to the backbone it was trained on. Other adapters of the network stay as they are.
+    """Attach the adapter of a file to the backbone it was trained on, by the method that the file names.
+
+    Other adapters of the network stay as they are, and those that are switched on contribute besides.
 
     Args:
         network: the backbone.
@@ -175,7 +181,7 @@ def load_adapter(
         FileNotFoundError: there is no such file.
         AdapterFileError: not an adapter file; another backbone (says which tensors differ); tensors that are missing,
             left over, or of another shape; a method that is not known here.
-        ValueError: the network has an adapter of that name.
+        ValueError: the network has an adapter of that name; names the methods of both.
     """
     header = inspect_adapter(path)
     unknown = [m["method"] for m in header["methods"] if m["method"] not in Method.registry]
@@ -232,6 +238,31 @@ def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, 
     return {n: _hash(before.get(n, t)) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
 
 
+def _by_module(hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Tables within tables, so that the name of a module is written once; one of a single entry is part of its name."""
+    modules: dict[str, dict[str, str]] = {}
+    for name, value in hashes.items():
+        module, _, rest = name.partition(".")
+        modules.setdefault(module, {})[rest] = value
+    tree: dict[str, Any] = {}
+    for module, inside in modules.items():
+        below = inside[""] if "" in inside else _by_module(inside)
+        if isinstance(below, dict) and len(below) == 1:
+            [(name, below)] = below.items()
+            module = f"{module}.{name}"
+        tree[module] = below
+    return tree
+
+
+def _by_name(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The hashes under whole names again."""
+    for name, value in tree.items():
+        if isinstance(value, str):
+            yield prefix + name, value
+        else:
+            yield from _by_name(value, f"{prefix}{name}.")
+
+
 def _file_name(tensor: str, adapter: str) -> str:
     """A delta's tensor without the adapter's name: ``qkv.deltas.lora_kidney.A`` is ``qkv.lora_A`` in files."""
     return re.sub(rf"(^|\.)deltas\.([^.]+)_{re.escape(adapter)}\.", r"\1\2_", tensor)
@@ -241,7 +272,11 @@ def _hash(tensor: Tensor) -> str:
     data = tensor.detach().cpu().contiguous()
     digest = hashlib.blake2b(f"{data.dtype}{tuple(data.shape)}".encode(), digest_size=6)
     digest.update(data.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return _text(digest.digest())
+
+
+def _text(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest).decode()
 
 
 def _check_fingerprint(network: nn.Module, path: str | os.PathLike, header: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = [
     "Delta",
@@ -61,6 +62,18 @@ class Delta(nn.Module):
         """The new output, from the layer's input and output (not changed in place)."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, y), or around() at a block")
 
+    def folded(self, weight: Tensor, x: Tensor) -> Tensor | None:
+        """The weight with which a convolution computes :meth:`forward` by itself, where that costs less.
+
+        Args:
+            weight: the layer's, with the deltas folded in that were added before.
+            x: the layer's input.
+
+        Returns:
+            Nothing where :meth:`forward` is to be called instead.
+        """
+        return None
+
     def around(self, block: nn.Module, run: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The new output of a block; ``run`` is the block's own forward, with the deltas that were added before."""
         return self(x, run(x, *args, **kwargs))
@@ -95,11 +108,25 @@ class _AdaptedLayer(_Adapted):
     """A module of one input. TorchScript compiles ``forward``."""
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.beside(x)
+
+    def beside(self, x: Tensor) -> Tensor:
         y = self.base_forward(x)  # type: ignore[attr-defined]
         for delta in self.deltas.values():  # type: ignore[attr-defined]
             if delta.active:
                 y = delta(x, y)
         return y
+
+
+class _AdaptedConvolution(_AdaptedLayer):
+    """A convolution, which runs once, with another weight, where all its deltas can be folded in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor | None = self.weight  # type: ignore[attr-defined]
+        for delta in self.deltas.values():  # type: ignore[attr-defined]
+            if delta.active and weight is not None:
+                weight = delta.folded(weight, x)
+        return self.beside(x) if weight is None else self.convolve(x, weight)  # type: ignore[attr-defined]
 
 
 class _AdaptedBlock(_Adapted):
@@ -245,6 +272,9 @@ def _adapted_class(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _CLASSES:
         mixin = _AdaptedLayer if _has_one_input(base) else _AdaptedBlock
         members: dict[str, Any] = {"base_forward": _renamed(base.forward), "__module__": __name__}
+        if base.forward in _CONVOLVE:  # not of a subclass that computes something else
+            mixin = _AdaptedConvolution
+            members["convolve"] = _CONVOLVE[base.forward]
         if issubclass(base, nn.Sequential):  # which calls all that it holds
             members |= {"__iter__": _layers_alone, "__len__": lambda self: len(self._modules) - 1}
             members["__getitem__"] = lambda self, index: list(self)[index]
@@ -256,7 +286,29 @@ def _layers_alone(sequential: nn.Sequential) -> Iterator[nn.Module]:
     return (module for name, module in sequential._modules.items() if name != "deltas" and module is not None)
 
 
+def convolve(self: Any, x: Tensor, weight: Tensor) -> Tensor:  # TorchScript wants the method's own name
+    return self._conv_forward(x, weight, self.bias)
+
+
+def _transposed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method for each number of dimensions, for which TorchScript has no common name."""
+
+    def convolve(self: Any, x: Tensor, weight: Tensor) -> Tensor:
+        rest = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return function(x, weight, self.bias, *rest)
+
+    return convolve
+
+
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_CONVOLVE: dict[Callable, Callable[..., Tensor]] = {
+    nn.Conv1d.forward: convolve,
+    nn.Conv2d.forward: convolve,
+    nn.Conv3d.forward: convolve,
+    nn.ConvTranspose1d.forward: _transposed(F.conv_transpose1d),
+    nn.ConvTranspose2d.forward: _transposed(F.conv_transpose2d),
+    nn.ConvTranspose3d.forward: _transposed(F.conv_transpose3d),
+}
 
 
 def _blank(base: type[nn.Module]) -> nn.Module:

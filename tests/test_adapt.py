@@ -333,7 +333,9 @@ def test_after_a_failure_the_network_is_as_it_was(small_net, method, also_train,
 def test_a_name_that_is_taken_is_refused_and_the_adapter_stays(small_net):
     adapt(small_net, RankOne("linear"), name="mine")
     flags, modes = flags_of(small_net), modes_of(small_net.train())
-    with pytest.raises(ValueError, match=r"has an adapter 'mine' already; remove it with remove_adapter"):
+    with pytest.raises(
+        ValueError, match=r"'mine' already \(RankOne\); to attach RankOne, remove that with remove_adapter"
+    ):
         adapt(small_net, RankOne("out"), name="mine")
     assert flags_of(small_net) == flags
     assert modes_of(small_net) == modes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -241,7 +243,7 @@ def test_the_header_says_what_made_the_file_and_what_it_fits(backbone, tmp_path)
     found = inspect_adapter(path)
     assert found["name"] == "mine"
     assert found["network"] == "SmallNet"
-    assert found["format_version"] == 1
+    assert found["format_version"] == 2
     assert found["methods"] == [
         {"method": "RankOne", "target": "linear", "rank": 2},
         {"method": "RankOne", "target": "out", "rank": 1},
@@ -304,7 +306,7 @@ def bad_files(path: Path, kind: str) -> Path:
     elif kind == "foreign without header":
         save_file({"weight": torch.zeros(2)}, path)
     elif kind == "future":
-        rewrite(path, header=lambda h: h.update(format_version="2"))
+        rewrite(path, header=lambda h: h.update(format_version="3"))
     elif kind == "no version":
         rewrite(path, header=lambda h: h.pop("format_version"))
     elif kind == "no name":
@@ -333,7 +335,7 @@ BAD = {
     "text": "is not an adapter file, or is damaged",
     "foreign": "is a safetensors file but not an adapter saved by save_adapter",
     "foreign without header": "is a safetensors file but not an adapter saved by save_adapter",
-    "future": "has adapter format 2; this monai_petl reads up to 1.*Update it",
+    "future": "has adapter format 3; this monai_petl reads up to 2.*Update it",
     "no version": "header is damaged.*format_version",
     "no name": "header is damaged.*name",
     "broken table": "header is damaged",
@@ -840,8 +842,44 @@ def test_a_network_without_adapters_is_disabled_already(backbone):
         assert output(backbone).isfinite().all()
 
 
-def test_the_fingerprint_in_the_header_is_plain_json(backbone, tmp_path):
+def test_the_fingerprint_in_the_header_is_plain_json_with_a_table_for_each_module(backbone, tmp_path):
     path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
     with safe_open(path, "pt") as file:
         fingerprint = json.loads(file.metadata()["fingerprint"])
-    assert all(len(value) == 12 and int(value, 16) >= 0 for value in fingerprint.values())
+    assert fingerprint["out"].keys() == {"weight", "bias"}
+    assert fingerprint["stem"]["1"].keys() == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    assert "linear" in fingerprint
+    assert all(len(base64.urlsafe_b64decode(value)) == 6 for value in fingerprint["out"].values())
+
+
+def of_version_1(path: Path, backbone: nn.Module) -> Path:
+    """The file as it was written when the fingerprint had whole names and hexadecimal hashes."""
+
+    def hashed(tensor: Tensor) -> str:
+        text = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+        return hashlib.blake2b(text + tensor.numpy().tobytes(), digest_size=6).hexdigest()
+
+    hashes = {n: hashed(t) for n, t in backbone.state_dict().items()}
+    return rewrite(path, header=lambda h: h.update(format_version="1", fingerprint=json.dumps(hashes)))
+
+
+def test_a_file_of_the_first_version_is_read_and_checked_as_well(backbone, tmp_path):
+    network = trained(backbone)
+    path = of_version_1(save_adapter(network, tmp_path / "a.safetensors"), backbone)
+    assert inspect_adapter(path)["format_version"] == 1
+    assert inspect_adapter(path)["fingerprint"].keys() == backbone.state_dict().keys()
+    other = copy.deepcopy(backbone)
+    assert torch.equal(output(load_adapter(backbone, path)), output(network))
+    nn.init.zeros_(other.out.bias)
+    with pytest.raises(AdapterFileError, match=r"1 with other values or shapes \(out.bias\)"):
+        load_adapter(other, path)
+
+
+def test_a_name_taken_by_another_method_is_refused_with_both_and_the_remedy(backbone, tmp_path):
+    path = save_adapter(trained(backbone), tmp_path / "a.safetensors")
+    network = adapt(backbone, Unmergeable())
+    with pytest.raises(
+        ValueError, match=r"'default' already \(Unmergeable\); to attach RankOne, remove .*another name"
+    ):
+        load_adapter(network, path)
+    assert list(adapters_of(load_adapter(network, path, name="second"))) == ["default", "second"]

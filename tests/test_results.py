@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +36,30 @@ def test_a_table_on_a_page_is_what_its_benchmark_recorded(page, module):
     record = REPOSITORY / "benchmarks" / "results" / f"{module.__name__}.json"
     table = module.table_of(json.loads(record.read_text(encoding="utf-8"))["rows"])
     assert table.strip() in (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+
+
+def test_the_table_of_blocks_is_what_was_recorded():
+    found = json.loads((REPOSITORY / "benchmarks" / "results" / "feature_analysis.json").read_text(encoding="utf-8"))
+    assert feature_analysis.blocks_of(found["blocks"]) in (REPOSITORY / "docs" / "analysis.md").read_text(
+        encoding="utf-8"
+    )
+
+
+RECORDED = {path.stem: path for path in (REPOSITORY / "benchmarks" / "results").glob("*.json")}
+ON_PAGES = {module.__name__ for module in (feature_analysis, prompt_ablation, kept_tokens)}
+
+
+def test_the_tables_of_the_benchmarks_are_those_that_were_recorded():
+    shown = set(tables_in((REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")))
+    records = {n: json.loads(path.read_text(encoding="utf-8")) for n, path in RECORDED.items() if n not in ON_PAGES}
+    recorded = {table: n for n, found in records.items() for text in found["tables"] for table in tables_in(text)}
+    assert set(recorded.values()) == records.keys()
+    assert {recorded[table] for table in recorded.keys() - shown} == set(), "the page has other figures of these"
+    assert shown - recorded.keys() == set(), "nobody recorded these tables"
+
+
+def tables_in(text: str) -> list[str]:
+    return re.findall(r"(?:^\|.*\n)+", f"{text}\n", flags=re.MULTILINE)
 
 
 def test_every_study_was_run_and_every_record_is_of_a_study():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,14 +116,34 @@ class FusedLoRA(LoRADelta):
         return torch.cat([torch.arange(slot * width, (slot + 1) * width) for slot in self.slots])
 
 
-class ConvLoRA(LoRADelta):
-    """Of a convolution in G groups: A a convolution (G r, inputs / G, *kernel) placed as the layer, B (outputs, r) of 1x1x1."""
+class _ConvolutionLoRA(LoRADelta):
+    """Of a convolution in G groups, by two: A down to G r channels, B back up."""
+
+    def __init__(self, layer: Any, rank: int, scale: float, dropout: float, factors: Sequence[Any]) -> None:
+        super().__init__(rank, scale, dropout)
+        self.groups, self.inputs = layer.groups, layer.in_channels
+        self.A, self.B = factors
+        self.shrinking = math.prod(self.A.stride)  # voxels of the input for each at which A is evaluated
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.B(self.scale * self.A(self.dropout(x)))
+
+    def folded(self, weight: Tensor, x: Tensor) -> Tensor | None:
+        """W + g B A costs operations by the weight's size, the path beside it by the image's; gradients want the path."""
+        voxels = x.numel() // (self.inputs * self.shrinking)
+        cheaper = self.rank * weight.numel() < voxels * (self.A.weight.numel() + self.B.weight.numel())
+        trains = torch.is_grad_enabled() and self.B.weight.requires_grad
+        if self.training or (not _is_recorded() and (trains or not cheaper)):
+            return None
+        return weight + self.weight()
+
+
+class ConvLoRA(_ConvolutionLoRA):
+    """A a convolution (G r, inputs / G, *kernel) placed as the layer, B (outputs, r) of 1x1x1."""
 
     def __init__(self, layer: Any, rank: int, scale: float, dropout: float, gaussian: bool) -> None:
-        super().__init__(rank, scale, dropout)
         kind, inner = CONVOLUTIONS[len(layer.kernel_size) - 1], layer.groups * rank
-        self.groups = layer.groups
-        self.A = kind(
+        down = kind(
             layer.in_channels,
             inner,
             layer.kernel_size,
@@ -134,27 +154,23 @@ class ConvLoRA(LoRADelta):
             bias=False,
             padding_mode=layer.padding_mode,
         )
-        self.B = kind(inner, layer.out_channels, 1, groups=layer.groups, bias=False)
-        self.initialise(self.A.weight.data, self.B.weight.data, gaussian)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y + self.B(self.scale * self.A(self.dropout(x)))
+        up = kind(inner, layer.out_channels, 1, groups=layer.groups, bias=False)
+        super().__init__(layer, rank, scale, dropout, (down, up))
+        self.initialise(down.weight.data, up.weight.data, gaussian)
 
     def weight(self) -> Tensor:
-        down = rearrange(self.A.weight, "(g r) i ... -> g r i ...", g=self.groups)
-        up = rearrange(self.B.weight.flatten(1), "(g o) r -> g o r", g=self.groups)
-        return self.scale * einsum(up, down, "g o r, g r i ... -> g o i ...").flatten(0, 1)
+        down = self.A.weight.flatten(1).unflatten(0, [self.groups, -1])  # (G, r, inputs / G * kernel)
+        up = self.B.weight.flatten(1).unflatten(0, [self.groups, -1])  # (G, outputs / G, r)
+        return self.scale * (up @ down).flatten(0, 1).unflatten(1, self.A.weight.shape[1:])
 
 
-class TransposedLoRA(LoRADelta):
-    """Of a transposed convolution: A (G r, inputs / G) of 1x1x1, B transposed (G r, outputs / G, *kernel)."""
+class TransposedLoRA(_ConvolutionLoRA):
+    """Of a transposed one: A (G r, inputs / G) of 1x1x1, B transposed (G r, outputs / G, *kernel)."""
 
     def __init__(self, layer: Any, rank: int, scale: float, dropout: float, gaussian: bool) -> None:
-        super().__init__(rank, scale, dropout)
         dims, inner = len(layer.kernel_size), layer.groups * rank
-        self.groups = layer.groups
-        self.A = CONVOLUTIONS[dims - 1](layer.in_channels, inner, 1, groups=layer.groups, bias=False)
-        self.B = TRANSPOSED[dims - 1](
+        down = CONVOLUTIONS[dims - 1](layer.in_channels, inner, 1, groups=layer.groups, bias=False)
+        up = TRANSPOSED[dims - 1](
             inner,
             layer.out_channels,
             layer.kernel_size,
@@ -165,15 +181,13 @@ class TransposedLoRA(LoRADelta):
             bias=False,
             dilation=layer.dilation,
         )
-        self.initialise(self.A.weight.data, self.B.weight.data, gaussian)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y + self.B(self.scale * self.A(self.dropout(x)))
+        super().__init__(layer, rank, scale, dropout, (down, up))
+        self.initialise(down.weight.data, up.weight.data, gaussian)
 
     def weight(self) -> Tensor:
-        down = rearrange(self.A.weight.flatten(1), "(g r) i -> g r i", g=self.groups)
-        up = rearrange(self.B.weight, "(g r) o ... -> g r o ...", g=self.groups)
-        return self.scale * einsum(down, up, "g r i, g r o ... -> g i o ...").flatten(0, 1)
+        down = self.A.weight.flatten(1).unflatten(0, [self.groups, -1])  # (G, r, inputs / G)
+        up = self.B.weight.flatten(1).unflatten(0, [self.groups, -1])  # (G, r, outputs / G * kernel)
+        return self.scale * (down.mT @ up).flatten(0, 1).unflatten(1, self.B.weight.shape[1:])
 
 
 class DoRADelta(Delta):
@@ -257,6 +271,11 @@ def _add_product(y: Tensor, inner: Tensor, up: Tensor, scale: float) -> Tensor:
     """y + scale * inner up^T, in one pass over y."""
     flat = y.reshape(-1, y.shape[-1])
     return torch.addmm(flat, inner.reshape(-1, inner.shape[-1]), up.mT, alpha=scale).view_as(y)
+
+
+def _is_recorded() -> bool:
+    """Whether a graph is made of the network, which is to depend neither on gradients nor on the size of images."""
+    return False if torch.jit.is_scripting() else torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def _by_rows(layer: Any, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from monai_petl.adapt import adapters_of
+from monai_petl.adapt import adapters_of, kinds
 from monai_petl.adapters import load_adapter
 from monai_petl.networks.state_files import read_state_dict
 from monai_petl.switching import remove_adapter
@@ -31,7 +31,8 @@ def load_trained(
     Args:
         network: changed in place; adapted by the method that the file was trained with, when it is a whole network.
         path: state dict of the whole network; not read when there is an adapter. ``None`` leaves the weights.
-        adapter_path: the adapter's file, which knows its method.
+        adapter_path: the adapter's file, which knows its method: that takes the place of the network's own, with a warning
+            when it is another one.
         instead_of: a missing file in whose place ``path`` is read, for a warning.
 
     Returns:
@@ -42,9 +43,18 @@ def load_trained(
         ValueError: a file is damaged or does not fit; names the tensors.
     """
     if adapter_path is not None:
+        prepared = [method for record in adapters_of(network).values() for method in record.methods]
         for name in list(adapters_of(network)):
             remove_adapter(network, name)
         load_adapter(network, adapter_path)
+        trained = [method for record in adapters_of(network).values() for method in record.methods]
+        if kinds(prepared) != kinds(trained):
+            logger.warning(
+                "%s was trained with %s, which takes the place of %s; give its method, if it is not meant to",
+                adapter_path,
+                kinds(trained),
+                kinds(prepared),
+            )
         return network
     if path is None:
         return network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from monai_petl import inspect_adapter
-from tests.bundles.helpers import AIM, LORA, VPETL, Bundle, Trained, command, parsed, segmentations, state_in
+from monai_petl.adapt import adapters_of
+from monai_petl.methods.targets import matches, unused_parameters
+from tests.bundles.helpers import (
+    AIM,
+    BUNDLES,
+    CLASSIFIERS,
+    LORA,
+    VPETL,
+    Bundle,
+    Trained,
+    command,
+    parsed,
+    segmentations,
+    state_in,
+)
+from tests.conftest import differing, state_of
 
 DEFAULTS = {LORA.name: "lora", VPETL.name: "vpetl", AIM.name: "aim"}
 OTHERS = [
@@ -29,6 +46,68 @@ OTHERS = [
     (AIM, "full", {}),
     (AIM, "aim", {"num_temporal_adapters": 2, "spatial": False}),
 ]
+
+
+def listed(bundle: Bundle) -> list[str]:
+    """The methods in the table of the bundle's card."""
+    card = (bundle.path / "docs" / "README.md").read_text(encoding="utf-8")
+    section = card.split("\n## Network and method\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+
+
+LISTED = [(bundle, method) for bundle in BUNDLES for method in listed(bundle)]
+MOVES = {  # what a method trains besides the head, by names
+    "lora": r"\.deltas\.lora_",
+    "vpetl": r"\.deltas\.(patt|ffn)_",
+    "aim": r"\.deltas\.((temporal|spatial|joint)_adapter|slice)_|^backbone\.norm\.",
+    "ffn_adapter": r"\.deltas\.ffn_",
+    "vpt": r"(^|\.)deltas\.vpt_",
+    "ept": r"(^|\.)deltas\.ept_",
+    "ssf": r"(^|\.)deltas\.ssf_",
+    "bias": r"(^|[._])bias$",
+    "norm": r"norm",
+    "last_blocks": r"blocks\.\d+\.|norm",
+    "head": r"(?!)",
+    "full": r"",
+    "scratch": r"",
+}
+
+
+@pytest.mark.parametrize(("bundle", "method"), LISTED, ids=[f"{bundle.name}-{method}" for bundle, method in LISTED])
+def test_every_method_of_a_card_trains_what_it_says_and_nothing_else(
+    bundle: Bundle, method: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source = str(request.getfixturevalue(bundle.source))
+    flow = bundle.workflow("train", tmp_path, tmp_path, method=method, pretrained_path=source)
+    network, optimizer = parsed(flow, "network").cpu().train(), parsed(flow, "optimizer")
+    before, x = state_of(network), torch.randn(2 if bundle in CLASSIFIERS else 1, *bundle.input_shape[1:])
+    for _ in range(2):  # what lies behind a factor of zeros moves in the second
+        optimizer.zero_grad()
+        loss = sum(t.square().mean() for t in tensors_in(network(x)))
+        assert torch.isfinite(loss)
+        loss.backward()
+        optimizer.step()
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    own = {name for record in adapters_of(network).values() for name in record.tensors}  # with running statistics
+    moved = differing(before, network.state_dict())
+    assert moved <= own
+    assert all(".relative_" in name for name in trained - moved)  # PUNet's deepest windows have one voxel at this size
+    if bundle.name.startswith(("punet", "fpt")):  # whose methods have names of their own, and no head apart
+        assert trained
+        return
+    head = bundle.config("train")["also_train"]
+    beside = {name for name in trained if not any(matches(name, pattern) for pattern in head)}
+    assert bool(beside) == (method != "head")
+    assert trained - beside
+    assert all(re.search(MOVES[method], name) for name in beside), beside
+    if method in ("full", "scratch"):
+        assert trained == {name for name, _ in network.named_parameters()} - unused_parameters(network)
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """All tensors of what a network returns."""
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
+    return [output] if isinstance(output, Tensor) else [tensor for part in parts for tensor in tensors_in(part)]
 
 
 @pytest.fixture(params=[LORA, VPETL, AIM], ids=lambda bundle: bundle.name)

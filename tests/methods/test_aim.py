@@ -166,6 +166,54 @@ def test_a_block_is_the_formula_in_this_order(adapters: int, fused: bool) -> Non
     assert (found - swapped).abs().max() > 1e-2
 
 
+def swin_temporal(block: Any, x: Tensor) -> Tensor:
+    """Step 1 on (B * D, H, W, C): attention over the slices of each place, with biases by offset."""
+    step = delta_of(block, TemporalStep)
+    table = step.bias_table
+    offsets = [[table[i - j + SLICES - 1] for j in range(SLICES)] for i in range(SLICES)]
+    biases = torch.stack([torch.stack(row) for row in offsets]).permute(2, 0, 1)
+    h, out = block.norm1(x).unflatten(0, (-1, SLICES)), torch.zeros_like(x).unflatten(0, (-1, SLICES))
+    for row in range(x.shape[1]):
+        for column in range(x.shape[2]):
+            line = attention(block.attn, h[:, :, row, column], biases)
+            out[:, :, row, column] = bottleneck(step.bottleneck, line)
+    return x + out.flatten(0, 1)
+
+
+def swin_spatial(block: Any, x: Tensor) -> Tensor:
+    """Step 2: attention in each whole window with relative positions, adapted before the windows are put back."""
+    (down, across), attn = block.window_size, block.attn
+    y, h = torch.zeros_like(x), block.norm1(x)
+    adapter = delta_of(attn, SpatialAdapter).bottleneck
+    tokens = down * across
+    biases = attn.relative_position_bias_table[attn.relative_position_index[:tokens, :tokens].flatten()]
+    biases = biases.view(tokens, tokens, -1).permute(2, 0, 1)
+    for top in range(0, x.shape[1], down):
+        for left in range(0, x.shape[2], across):
+            window = (slice(None), slice(top, top + down), slice(left, left + across))
+            z = attention(attn, h[window].flatten(1, 2), biases)
+            y[window] = (z + bottleneck(adapter, z)).view(len(x), down, across, -1)
+    return x + y
+
+
+@torch.no_grad()
+def test_a_block_of_swin_is_the_formula_in_this_order() -> None:
+    network = stir(adapted(swin(), scale=0.7))
+    block = network.layers1[0].blocks[0]
+    assert not any(block.shift_size)
+    x = torch.randn(BATCH * SLICES, 6, 9, 8)
+    found = block(x, None)
+    with mp.disabled(network):  # for the layers alone
+        first = swin_temporal(block, x)
+        second = swin_spatial(block, first)
+        wanted = joint(block, second, 0.7)
+        for after, before in ((first, x), (second, first), (wanted, second)):
+            assert not torch.allclose(after, before, atol=1e-2)
+        swapped = joint(block, swin_temporal(block, swin_spatial(block, x)), 0.7)
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=2e-5)
+    assert (found - swapped).abs().max() > 1e-2
+
+
 @torch.no_grad()
 def test_attention_over_slices_of_swin_has_biases_by_offset() -> None:
     network = stir(adapted(swin()))

@@ -395,7 +395,7 @@ def test_peft_computes_the_same_from_exported_files(peft, make, options, tmp_pat
     export_peft(network, tmp_path)
     other = peft.PeftModel.from_pretrained(copy.deepcopy(backbone), tmp_path)
     assert sum("lora_A" in n for n, _ in other.named_parameters()) == len(deltas_of(network))
-    assert error_of(output(other, image), output(network, image)) < 1e-6
+    assert error_of(output(other, image), output(network, image)) < (1e-5 if make is swin else 1e-6)  # folded weights
     assert error_of(output(network, image), output(backbone, image)) > 1e-3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.networks.blocks.selfattention import SABlock
-from monai.networks.nets import UNETR, SwinUNETR, UNet, ViT
+from monai.networks.nets import UNETR, DynUNet, SwinUNETR, UNet, ViT
 from torch import nn
 
 from monai_petl.methods import PRESETS, ROLES
@@ -39,7 +39,11 @@ def unet() -> UNet:
     return UNet(3, 1, 2, (8, 16), (2,), num_res_units=1, norm="batch")
 
 
-NETWORKS = {"vit": vit, "unetr": unetr, "swin": swin, "unet": unet}
+def dynunet() -> DynUNet:
+    return DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 8, 8])
+
+
+NETWORKS = {"vit": vit, "unetr": unetr, "swin": swin, "unet": unet, "dynunet": dynunet}
 
 
 @pytest.fixture(params=NETWORKS)
@@ -77,8 +81,9 @@ def roles_of(network: nn.Module) -> dict[str, list[str]]:
         (unetr, {"q": 12, "k": 12, "v": 12, "proj": 12, "mlp": 24, "patch_embedding": 1, "norm": 25}),
         (swin, {"q": 5, "k": 5, "v": 5, "proj": 5, "mlp": 10, "patch_embedding": 1, "merging": 4, "norm": 14}),
         (unet, {"norm": 3}),
+        (dynunet, {"conv": 11, "transposed_conv": 2, "norm": 10}),
     ],
-    ids=["vit", "unetr", "swin", "unet"],
+    ids=["vit", "unetr", "swin", "unet", "dynunet"],
 )
 def test_networks_have_as_many_layers_of_a_role_as_they_are_built_of(make, counts):
     found = {role: len(names) for role, names in roles_of(make()).items()}
