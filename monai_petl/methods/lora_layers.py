@@ -133,7 +133,8 @@ class _ConvolutionLoRA(LoRADelta):
         voxels = x.numel() // (self.inputs * self.shrinking)
         cheaper = self.rank * weight.numel() < voxels * (self.A.weight.numel() + self.B.weight.numel())
         trains = torch.is_grad_enabled() and self.B.weight.requires_grad
-        if self.training or (not _is_recorded() and (trains or not cheaper)):
+        drops = self.training or self.dropout.training  # which may be on for Monte Carlo samples alone
+        if drops or (not _is_recorded() and (trains or not cheaper)):
             return None
         return weight + self.weight()
 
@@ -273,9 +274,12 @@ def _add_product(y: Tensor, inner: Tensor, up: Tensor, scale: float) -> Tensor:
     return torch.addmm(flat, inner.reshape(-1, inner.shape[-1]), up.mT, alpha=scale).view_as(y)
 
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has none
+
+
 def _is_recorded() -> bool:
     """Whether a graph is made of the network, which is to depend neither on gradients nor on the size of images."""
-    return False if torch.jit.is_scripting() else torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return False if torch.jit.is_scripting() else torch.jit.is_tracing() or _is_exporting()
 
 
 def _by_rows(layer: Any, weight: Tensor) -> Tensor:

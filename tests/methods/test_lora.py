@@ -959,3 +959,17 @@ def test_the_delta_of_a_fused_projection_with_one_a_is_that_of_a_linear_layer():
     assert [type(d) for _, d in deltas_of(network)] == [LinearLoRA] * 2
     dora = adapt(vit(), LoRA(rank=2, dora=True))
     assert [(type(d), d.magnitude.numel()) for _, d in deltas_of(dora)] == [(DoRADelta, 48)] * 2
+
+
+def test_dropout_that_is_switched_on_alone_draws_in_inference_too() -> None:
+    """As for Monte Carlo samples of the scores."""
+    network = adapt(nn.Sequential(nn.Conv3d(8, 8, 3, padding=1)), LoRA(2, dropout=0.5, targets=["0"])).eval()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+        if hasattr(module, "B"):
+            nn.init.ones_(module.B.weight)
+    x = torch.rand(1, 8, 16, 16, 16)
+    with torch.no_grad():
+        assert not torch.equal(network(x), network(x))
+        assert torch.equal(network.eval()(x), network(x))
