@@ -286,7 +286,8 @@ def _layers_alone(sequential: nn.Sequential) -> Iterator[nn.Module]:
     return (module for name, module in sequential._modules.items() if name != "deltas" and module is not None)
 
 
-def convolve(self: Any, x: Tensor, weight: Tensor) -> Tensor:  # TorchScript wants the method's own name
+def convolve(self: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """The layer with another weight; a method of adapted classes, under whose name TorchScript wants the function."""
     return self._conv_forward(x, weight, self.bias)
 
 

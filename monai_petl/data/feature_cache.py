@@ -164,7 +164,7 @@ class FeatureCache:
             try:
                 os.link(partial, manifest)  # whole at once, and refused where there is one
             except FileExistsError:
-                pass
+                pass  # another process was first: what it wrote is compared below
             except OSError:  # a file system without links; of two at the very same moment the later one wins
                 if not manifest.is_file():
                     partial.replace(manifest)
