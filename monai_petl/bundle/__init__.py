@@ -1,6 +1,17 @@
 """Work with bundle folders."""
 
-from monai_petl.bundle.config import choose, network_of_config, root_cause
+from monai_petl.bundle.config import choose, network_of_config
+from monai_petl.bundle.errors import root_cause, say_errors_last, sentence_of
 from monai_petl.bundle.folder import BundleFolder, items_of
+from monai_petl.bundle.overrides import check_overrides
 
-__all__ = ["BundleFolder", "choose", "items_of", "network_of_config", "root_cause"]
+__all__ = [
+    "BundleFolder",
+    "check_overrides",
+    "choose",
+    "items_of",
+    "network_of_config",
+    "root_cause",
+    "say_errors_last",
+    "sentence_of",
+]

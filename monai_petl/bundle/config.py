@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser
 from torch import nn
 
-__all__ = ["choose", "network_of_config", "root_cause"]
+__all__ = ["choose", "network_of_config"]
 
 T = TypeVar("T")
 NETWORK_IDS = ("adapted_network", "network", "network_def")
@@ -67,11 +67,3 @@ def choose(options: Mapping[str, T], name: str, of: str) -> T:
     if name not in options:
         raise ValueError(f"{of} must be one of {', '.join(options)}; got {name!r}")
     return options[name]
-
-
-def root_cause(error: Exception) -> Exception:
-    """What was raised inside a config, below the ``RuntimeError`` that MONAI wraps it in."""
-    cause = error
-    while type(cause) is RuntimeError and isinstance(cause.__cause__, Exception):
-        cause = cause.__cause__
-    return cause

@@ -14,7 +14,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from monai_petl.bundle.checks import FILE_CHECKS, LARGEST, CheckError, SkippedError, large_files_of
-from monai_petl.bundle.config import root_cause
+from monai_petl.bundle.errors import root_cause
 from monai_petl.bundle.folder import BundleFolder
 from monai_petl.networks.state_files import read_state_dict
 

@@ -18,7 +18,7 @@ import torch
 from monai.utils import set_determinism
 
 from monai_petl.bundle.checks import FILE_CHECKS, CheckError, SkippedError, check_schema
-from monai_petl.bundle.config import root_cause
+from monai_petl.bundle.errors import root_cause
 from monai_petl.bundle.exports import EXPORTS
 from monai_petl.bundle.folder import BundleFolder
 from monai_petl.bundle.trials import TRIALS, Trial

@@ -87,7 +87,6 @@ def test_inflate_ends_with_one_sentence_and_without_a_file(run: Run, tmp_path: P
         (("--network=unet",), "network must be vit, swin or resnet, got 'unet'"),
         (("--network=vit",), "img_size is needed for a vit"),
         (("--network=vit", "--img_size=17,16,5", "--num_heads=4"), "is no multiple of patch_size (4, 4, 5)"),
-        (("--network=vit", "--img_size=16,16,5", "--num_heads=4", "--chanels=1"), "there is no option chanels"),
     ):
         with pytest.raises(SystemExit) as stop:
             run(tmp_path / "vit.safetensors", tmp_path / "out.safetensors", *wrong)

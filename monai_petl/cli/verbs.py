@@ -1,0 +1,251 @@
+"""The verbs of the command line, a line each, and the few functions that print what the library only returns."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_petl.cli.command import Command
+
+__all__ = ["VERBS"]
+
+HERE = __name__
+VERBS = {
+    "summary": Command(
+        f"{HERE}:summary", "Count the parameters of a bundle's adapted network: total, trainable, frozen."
+    ),
+    "adapter": {
+        "inspect": Command(f"{HERE}:inspect", "Show method, classes, backbone, size and notes of an adapter file."),
+    },
+    "bundle": {
+        "verify": Command(f"{HERE}:verify", "Run every check of bundles, offline. Exit code 1 when one fails."),
+        "pack": Command("monai_petl.bundle.pack:pack", "Write NAME_vVERSION.zip for the Model Zoo."),
+        "new-class": Command(
+            f"{HERE}:new_class", "Copy a bundle for other classes, with a network that serves and learns."
+        ),
+    },
+    "data": {
+        "make": Command(
+            "monai_petl.data:make_dataset", "Build a Decathlon folder from NIfTI, NRRD, MetaImage or DICOM files."
+        ),
+        "check": Command(
+            f"{HERE}:check", "Report what a data set holds and what is wrong with it. Exit code 1 on problems."
+        ),
+        "medfmc": Command(f"{HERE}:medfmc", "Write labels.csv for bundles from list files of MedFMC."),
+        "medmnist": Command(
+            "monai_petl.data:make_medmnist_folder", "Write the images of a MedMNIST file as a folder with labels.csv."
+        ),
+    },
+    "inflate": Command(f"{HERE}:inflate", "Write a 2D pre-trained checkpoint as the weights of a MONAI network."),
+    "compare": Command(
+        "monai_petl.compare:compare", "Train a bundle by several methods and report which to take.", "report", logs=True
+    ),
+    "demo": Command(
+        "monai_petl.demo:demo", "Pre-train, teach a class from a few volumes, segment, and write a report.", "report"
+    ),
+}
+
+
+def summary(config: str, json: bool = False, **overrides: Any) -> Any:
+    """Parameters of a bundle's adapted network.
+
+    Args:
+        config: a bundle's folder (its configs/train.json is read) or a config file.
+        json: print {"total", "trainable", "frozen", "fraction"} as JSON in place of a table.
+        overrides: an id of the config, for instance --method full.
+    """
+    from monai_petl.bundle import network_of_config
+    from monai_petl.summary import summary as count
+
+    counted = count(network_of_config(config, **overrides))
+    return _json(counted.to_dict()) if json else counted
+
+
+def inspect(file: str, json: bool = False) -> str:
+    """What an adapter file says of itself.
+
+    Args:
+        file: a .safetensors file written by save_adapter.
+        json: print everything, with the fingerprint of the backbone.
+    """
+    from monai_petl.adapters import inspect_adapter
+
+    header = inspect_adapter(file)
+    if json:
+        return _json(header)
+    methods = "; ".join(", ".join(f"{k}={v}" for k, v in method.items()) for method in header["methods"])
+    rows = {
+        "name": header["name"],
+        "network": header["network"],
+        "methods": methods,
+        "also trained": ", ".join(header["also_train"]) or "nothing",
+        "classes": ", ".join(header["class_names"]) or "not named",
+        "values": f"{header['values']:,} in {len(header['shapes'])} tensors, {header['bytes']:,} bytes",
+        "backbone": f"fingerprint of {len(header['fingerprint'])} frozen tensors",
+        "notes": header["notes"],
+        "versions": ", ".join(f"{k} {v}" for k, v in header["versions"].items()),
+    }
+    return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
+
+
+def check(folder: str, json: bool = False) -> Any:
+    """Geometry, label values, class frequencies and intensities of a data set.
+
+    Args:
+        folder: the data set.
+        json: print the report as JSON.
+    """
+    from monai_petl.data import check_dataset
+
+    report = check_dataset(folder)
+    if json:
+        print(_json(report.to_dict()))
+        return None if report.ok else _Failed("")
+    return report
+
+
+def medfmc(
+    task: str,
+    images: str,
+    training: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    out: str | None = None,
+) -> Path:
+    """A table for bundles from the lists of MedFMC.
+
+    Args:
+        task: chest, colon or endo.
+        images: folder of the images.
+        training: list file of the training section.
+        validation: list file of the validation section.
+        test: list file of the test section.
+        out: folder to write the table to; default that of the images.
+    """
+    from monai_petl.data import make_medfmc_table
+
+    lists = {"training": training, "validation": validation, "test": test}
+    return make_medfmc_table(task, images, {name: path for name, path in lists.items() if path is not None}, out)
+
+
+def verify(
+    *bundles: str, schema: str | None = None, out: str | None = None, checks: Sequence[str] | None = None
+) -> Any:
+    """Every check of bundles, offline.
+
+    Args:
+        bundles: their folders.
+        schema: file of the metadata's schema, meta_schema_20240725.json; that check is skipped without it.
+        out: JSON file to write what was found to.
+        checks: names of checks, such as network,train; default all.
+    """
+    from monai_petl.bundle import BundleFolder
+    from monai_petl.bundle.verify import verify as check_bundle
+
+    folders = [BundleFolder(bundle) for bundle in bundles]  # a wrong one is named before the first is checked
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    done = []
+    for folder in folders:
+        print(folder.name, flush=True)
+        chosen = tuple(checks) if checks else None
+        done.append(check_bundle(folder.root, schema, chosen, told=lambda line: print(line, flush=True)))
+    if out is not None:
+        Path(out).write_text(_json([found.to_dict() for found in done]) + "\n", encoding="utf-8")
+    return None if all(found.ok for found in done) else _Failed("one check or more failed")
+
+
+def new_class(bundle: str, out: str, class_names: Sequence[str], weights: str | None = None) -> Any:
+    """A copy of a bundle for other classes.
+
+    Args:
+        bundle: its folder.
+        out: folder to write; its name ends in _segmentation or _classification like the bundle's.
+        class_names: such as liver,pancreas: all classes of the copy; for PUNet the last one is the new one.
+        weights: the pre-trained file, as train.json takes it; default the bundle's models/model.pt.
+    """
+    from monai_petl.bundle.new_class import new_class as write_bundle
+
+    return write_bundle(bundle, out, class_names, weights)
+
+
+def inflate(
+    source: str,
+    out: str,
+    network: str,
+    img_size: Any = None,
+    spatial_dims: int = 3,
+    patch_size: Any = None,
+    in_channels: int = 3,
+    mode: str = "center",
+    num_heads: int | None = None,
+    grid: Any = None,
+    eps: float | None = None,
+    family: str | None = None,
+    image_mean: Any = None,
+    image_std: Any = None,
+    class_key_bias: bool = False,
+    window_depth: int | None = None,
+    downsample: str | None = None,
+    channel_mode: str | None = None,
+    depth_axis: int = 2,
+    position_mode: str = "bicubic",
+    table_mode: str = "spline",
+    resize_patch: bool = False,
+    network_options: Any = None,
+) -> str:
+    """A 2D pre-trained checkpoint as the weights of a MONAI network, and what became of its tensors.
+
+    Args:
+        source: .safetensors or torch file, folder, or name on the Hugging Face hub (timm, torchvision, transformers).
+        out: .safetensors file to write; load it by monai_petl.inflation.load_inflated.
+        network: vit, swin or resnet.
+        img_size: size of the images in voxels, for instance 224,224,5. A resnet needs none.
+        spatial_dims: 2 or 3.
+        patch_size: for instance 16,16,5. Default: the source's, a vit's as deep as the image.
+        in_channels: channels of the images.
+        mode: center or average: what the kernel does along depth.
+        num_heads: heads of the source, where they cannot be told from its file.
+        grid: h,w of the source's position tables. Default: that of the target, or a square.
+        eps: epsilon of the source's layer norms.
+        family: where the source comes from, such as timm_vit. Default: told by its names.
+        image_mean: of each colour, what the source's images were normalised with; folded into the first layer.
+        image_std: the same.
+        class_key_bias: let several depth tokens start exactly beside a class token (vit).
+        window_depth: tokens of a window along depth (swin). Default: the most that starts exactly.
+        downsample: merging or mergingv2 (swin).
+        channel_mode: share or keep: how input channels are spread. Default: keep when neither channels nor dimensions change.
+        depth_axis: spatial axis of depth: 2 for (B, C, H, W, D), 0 for (B, C, D, H, W).
+        position_mode: interpolation of position tables: bicubic, bilinear, nearest, nearest-exact or area.
+        table_mode: resizing of relative position tables: spline or bicubic.
+        resize_patch: allow a patch kernel of another in-plane size to be resized, which is not exact.
+        network_options: further arguments of the network, {name: value}.
+    """
+    from monai_petl.inflation import build_from_pretrained, save_inflated
+
+    if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
+        raise ValueError(f"{out} is the source itself, which would be lost. Give another name")
+    sizes = {"img_size": img_size, "spatial_dims": spatial_dims, "patch_size": patch_size, "in_channels": in_channels}
+    given = {
+        "num_heads": num_heads, "grid": grid, "eps": eps, "family": family, "image_mean": image_mean,
+        "image_std": image_std, "class_key_bias": class_key_bias, "window_depth": window_depth,
+        "downsample": downsample, "channel_mode": channel_mode, "depth_axis": depth_axis,
+        "position_mode": position_mode, "table_mode": table_mode, "resize_patch": resize_patch,
+        "network_options": network_options,
+    }  # fmt: skip
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    built, report = build_from_pretrained(network, source, mode=mode, **sizes, **options)  # type: ignore[arg-type]
+    path = save_inflated(built, out, {"source": source, "mode": mode, **sizes, **options})
+    return f"{report}\nwritten to {path}"
+
+
+class _Failed(str):
+    """A last line, with the exit code 1."""
+
+    ok = False
+
+
+def _json(value: Any) -> str:
+    return json_format.dumps(value, indent=4, default=str)
