@@ -14,13 +14,11 @@ from pathlib import Path
 import pytest
 
 from monai_petl import Method, summary
-from monai_petl.__main__ import Bundle
 from monai_petl.bundle import network_of_config, root_cause
+from monai_petl.cli import Command
+from monai_petl.cli.verbs import VERBS
 from monai_petl.compare import compare
 from monai_petl.compare.plan import parse_budget, parse_methods, parse_shots
-from monai_petl.data import make_dataset, make_medmnist_folder
-from monai_petl.demo import demo
-from monai_petl.inflation import build_from_pretrained
 from monai_petl.methods import METHODS, PUNET_METHODS, adapt_punet
 from monai_petl.networks import FPT_VARIANTS, PUNet
 
@@ -202,32 +200,18 @@ def test_export_commands_name_files_and_ids_that_exist(document_name, folder, wo
 )
 def test_package_commands_have_verbs_and_options_that_exist(document_name, folder, words):
     given = options(words)
-    if words[1] == "summary":
-        assert given.keys() <= {"json", *config_of(folder, f"{words[2]}/configs/train.json")}, document_name
-    elif words[1] == "compare":
-        known = (
-            inspect.signature(compare).parameters.keys() | config_of(folder, f"{words[2]}/configs/train.json").keys()
-        )
-        assert given.keys() <= known, document_name
+    found, *rest = VERBS, *words[1:]
+    while not isinstance(found, Command):
+        found = found[rest.pop(0)]
+    parameters = found.parameters()
+    known = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    if len(known) < len(parameters):
+        known |= config_of(folder, f"{words[2]}/configs/train.json").keys()
+    assert given.keys() <= known, document_name
+    if words[1] == "compare":
         assert parse_shots(given["shots"])
         assert parse_budget(given["budget"])
         assert set(parse_methods(given["methods"])) <= METHODS.keys()
-    elif words[1] == "demo":
-        assert given.keys() <= inspect.signature(demo).parameters.keys(), document_name
-    elif words[1:3] == ["data", "make"]:
-        assert given.keys() <= inspect.signature(make_dataset).parameters.keys(), document_name
-    elif words[1] == "inflate":
-        assert given.keys() <= inspect.signature(build_from_pretrained).parameters.keys() | {"network"}, document_name
-    elif words[1:3] == ["data", "medmnist"]:
-        assert given.keys() <= inspect.signature(make_medmnist_folder).parameters.keys(), document_name
-    elif words[1:3] == ["data", "medfmc"]:
-        assert given.keys() <= {"training", "validation", "test", "out"}, document_name
-    elif words[1] == "bundle":
-        verb = getattr(Bundle, words[2].replace("-", "_"))
-        assert given.keys() <= inspect.signature(verb).parameters.keys(), document_name
-    else:
-        assert words[1:3] in (["adapter", "inspect"], ["data", "check"]), document_name
-        assert given.keys() <= {"json"}
 
 
 # tables

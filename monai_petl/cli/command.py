@@ -56,8 +56,7 @@ class Command:
         self._require_extra()
         if self.logs:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
-        module, _, function = self.place.partition(":")
-        call: Callable[..., Any] = getattr(import_module(module), function)
+        call = self._function()
         parser, parameters = _parser(call, name, self.help)
         taken, rest = _pull_named(parser, parameters, words)
         for action in [action for action in parser._actions if action.dest in taken]:
@@ -65,6 +64,14 @@ class Command:
         given = {**vars(parser.parse_args(rest)), **taken}
         many = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), None)
         return call(*given.pop(many, ()), **given) if many else call(**given)
+
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """What the function takes, by name."""
+        return dict(inspect.signature(self._function()).parameters)
+
+    def _function(self) -> Callable[..., Any]:
+        module, _, function = self.place.partition(":")
+        return getattr(import_module(module), function)
 
     def _require_extra(self) -> None:
         missing = [package for package in EXTRAS.get(self.extra, ()) if find_spec(package) is None]
