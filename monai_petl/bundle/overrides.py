@@ -14,6 +14,7 @@ from typing import Any
 
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 __all__ = ["check_overrides"]
 
@@ -44,6 +45,7 @@ def check_overrides(words: Sequence[str] | None = None) -> None:
         return
     config = ConfigParser.load_config_files(files)
     known = {name.lstrip("+~") for name in config}
+    known |= DEFAULT_MLFLOW_SETTINGS["configs"].keys() if "tracking" in given else set()
     for name, value in given.items():
         if name in OF_RUN:
             continue

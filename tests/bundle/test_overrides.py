@@ -57,6 +57,7 @@ def test_a_wrong_id_or_value_is_refused_with_its_name(config: str, words: str, s
         "--class_names ['kidney'] --spacing [1,1,1] --spacing 2",
         "--num_labelled 3 --num_labelled abc --dataset_dir 5",
         "--epochs $2+2 --lr @epochs --class_names $['a']",
+        "--tracking mlflow --tracking_uri file:/x --experiment_name mine",
         "--+extra 1 --run_id run --meta_file none --train::handlers []",
     ],
 )
