@@ -42,7 +42,9 @@ def make_toy_volumes(
                 nib.save(nib.Nifti1Image(values, affine), folder / name)
                 case[kind] = f"./{name}"
             sections[section].append(case)
-    write_dataset_json(folder, sections, {name: value for value, name in enumerate(classes, 1)}, name="toy")
+    write_dataset_json(
+        folder, sections, {name: value for value, name in enumerate(classes, 1)}, name="toy", modality="CT"
+    )
     return folder
 
 

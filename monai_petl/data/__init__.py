@@ -9,7 +9,15 @@ from monai_petl.data.check import (
     validate_cases,
 )
 from monai_petl.data.classification import image_classes, load_image_list, require_images
-from monai_petl.data.datalist import DataError, class_names, few_shot, load_datalist, require_data, split_cases
+from monai_petl.data.datalist import (
+    class_names,
+    few_shot,
+    load_datalist,
+    require_data,
+    require_names,
+    split_cases,
+)
+from monai_petl.data.errors import DataError
 from monai_petl.data.feature_cache import FeatureCache, preload_states, weights_digest
 from monai_petl.data.few_shot import (
     balancing_weights,
@@ -23,6 +31,8 @@ from monai_petl.data.make import make_dataset
 from monai_petl.data.medfmc import MEDFMC_CLASSES, make_medfmc_table, read_medfmc_list
 from monai_petl.data.medmnist import make_medmnist_folder
 from monai_petl.data.phantom import PHANTOM_CLASSES, make_phantom, make_phantom_dataset
+from monai_petl.data.volume_reader import VolumeReader
+from monai_petl.data.volume_writer import VolumeWriter
 
 __all__ = [
     "MEDFMC_CLASSES",
@@ -31,6 +41,8 @@ __all__ = [
     "DataError",
     "DatasetReport",
     "FeatureCache",
+    "VolumeReader",
+    "VolumeWriter",
     "balancing_weights",
     "check_dataset",
     "check_images",
@@ -54,6 +66,7 @@ __all__ = [
     "require_data",
     "require_disjoint",
     "require_images",
+    "require_names",
     "split_cases",
     "validate_cases",
     "weights_digest",

@@ -14,19 +14,24 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 from tqdm import tqdm
 
 from monai_petl.data.datalist import (
     SECTIONS,
     Case,
-    DataError,
-    PathLike,
     class_names,
+    ignored_value,
+    left_out,
     load_datalist,
     require_data,
     unpaired_files,
 )
-from monai_petl.data.volumes import Grid, count_values, grid_difference, intensity_range, read_array, read_grid
+from monai_petl.data.errors import DataError, PathLike
+from monai_petl.data.few_shot import find_leaks, require_disjoint
+from monai_petl.data.folders import stem, summarised
+from monai_petl.data.volume_files import open_volume
+from monai_petl.data.volumes import array_of, count_values, grid_difference, grid_of, intensity_range, read_array
 
 __all__ = ["CaseReport", "DatasetReport", "check_dataset", "check_images", "check_training_data", "validate_cases"]
 
@@ -54,6 +59,7 @@ class DatasetReport:
     classes: dict[str, int]
     cases: list[CaseReport]
     problems: list[str]
+    left_out: list[str] = field(default_factory=list)  # files that nobody reads, with the reason
 
     @property
     def ok(self) -> bool:
@@ -71,6 +77,8 @@ class DatasetReport:
         measured = [case for case in self.cases if case.shape]
         if measured:
             lines += ["", *_table(("", "smallest", "largest"), _range_rows(measured))]
+        if self.left_out:
+            lines += ["", f"{len(self.left_out)} files are not read: {summarised(self.left_out)}"]
         if self.problems:
             shown = [f"- {problem}" for problem in self.problems[:MOST_LISTED]]
             more = len(self.problems) - len(shown)
@@ -100,8 +108,8 @@ def check_dataset(folder: PathLike) -> DatasetReport:
     """Reads every volume of a data set, one at a time, and reports what is in it and what is wrong with it.
 
     Looked for: missing and unreadable files, images that are not 3D, hold NaN or one value only, labels on another grid
-    than their image or with fractions, label values without a name, classes that no label holds, training cases without
-    label, files without a partner, and images listed twice.
+    than their image or with fractions, label values without a name, voxels that nobody annotated (``ignore``), classes that no
+    label holds, training cases without label, files without a partner, and cases or patients in two sections.
 
     Args:
         folder: a data set in one of the layouts of :func:`monai_petl.data.load_datalist`.
@@ -121,12 +129,15 @@ def check_dataset(folder: PathLike) -> DatasetReport:
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
     problems: list[str] = []
+    unread: list[str] = []
     lists: dict[str, list[Case]] = {}
     classes: dict[str, int] = {}
+    ignored = None
     try:
         lists = {section: load_datalist(root, section) for section in SECTIONS}
         problems += [f"{_short(path, root)} has no partner of that name" for path in unpaired_files(root)]
-        classes = class_names(root)
+        unread = left_out(root)
+        classes, ignored = class_names(root), ignored_value(root)
     except DataError as error:
         problems.append(str(error))
     todo = [(section, case) for section, cases in lists.items() for case in cases]
@@ -137,8 +148,8 @@ def check_dataset(folder: PathLike) -> DatasetReport:
         report, found = _check_case(section, case, root)
         reports.append(report)
         problems += found
-    problems += _check_whole(todo, reports, classes, root)
-    return DatasetReport(str(root), classes, reports, problems)
+    problems += _check_whole(todo, reports, classes, ignored, root)
+    return DatasetReport(str(root), classes, reports, problems, unread)
 
 
 def check_training_data(
@@ -159,9 +170,10 @@ def check_training_data(
 
     Raises:
         DataError: with a sentence for each problem: see :func:`monai_petl.data.require_data` and
-            :func:`validate_cases`; or a case has no label.
+            :func:`validate_cases`; a case has no label; a case, or a patient, is in both lists; no label for validation holds
+            any of the classes; or a label holds voxels that nobody annotated.
     """
-    classes = list(classes)
+    classes = list(classes) if not isinstance(classes, str) else classes  # a text is refused below
     ids = class_names(dataset_dir) if label_ids is None else label_ids
     require_data(datalist, dataset_dir, classes, ids)
     alone = [str(case["image"]) for case in (*datalist, *validation) if "label" not in case]
@@ -169,8 +181,43 @@ def check_training_data(
         raise DataError(
             f"{alone[0]} has no label, and {len(alone)} cases in all have none; leave them out or label them"
         )
-    validate_cases(datalist, {name: ids[name] for name in classes})
+    wanted = {name: ids[name] for name in classes}
+    validate_cases(datalist, wanted)
     validate_cases(validation)
+    require_disjoint({"training": datalist, "validation": validation})
+    _require_any_class(validation, wanted)
+    _refuse_ignored([*datalist, *validation], dataset_dir)
+
+
+def _require_any_class(validation: Sequence[Mapping[str, object]], wanted: Mapping[str, int]) -> None:
+    """Without any class in any label, every network scores 0 and the first would be kept as the best."""
+    values = set(wanted.values())
+    if validation and values and not any(values & _values(str(case["label"])) for case in validation):
+        raise DataError(
+            f"none of the {len(validation)} labels for validation holds any of the classes {', '.join(wanted)}, so the "
+            "best network cannot be told; put cases that have them into the section validation, or none at all"
+        )
+
+
+def _refuse_ignored(cases: Sequence[Mapping[str, object]], dataset_dir: PathLike) -> None:
+    ignored = ignored_value(dataset_dir)
+    for label in [str(case["label"]) for case in cases] if ignored is not None else []:
+        if ignored in _values(label):
+            raise DataError(f"{label} {_ignored_sentence(ignored)}")
+
+
+def _ignored_sentence(value: int | None) -> str:
+    return (
+        f"holds the label value {value}, 'ignore': voxels that nobody annotated. They would be trained and scored as "
+        "background, so annotate them, or leave the case out"
+    )
+
+
+def _values(label: str) -> set[int]:
+    try:
+        return set(count_values(read_array(label)))
+    except DataError as error:
+        raise DataError(f"{label} {error}") from error
 
 
 def check_images(datalist: Sequence[Mapping[str, object]], dataset_dir: PathLike, images: str | None = None) -> None:
@@ -189,12 +236,14 @@ def check_images(datalist: Sequence[Mapping[str, object]], dataset_dir: PathLike
         require_data(cases, dataset_dir)
     elif not cases:
         raise DataError(f"no file matches images={images!r}; give a pattern such as 'folder/*.nii.gz', in quotes")
-    names = Counter(os.path.basename(str(case["image"])) for case in cases)
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{names[twice[0]]} images are called {twice[0]}, their segmentations would overwrite each other"
-        )
+    outputs: dict[str, str] = {}
+    for image in (str(case["image"]) for case in cases):
+        name = stem(os.path.normpath(image)).casefold()
+        if outputs.setdefault(name, image) != image:
+            raise DataError(
+                f"{outputs[name]} and {image} would both be segmented as {stem(image)}, and one would overwrite the other. "
+                "Rename one, or segment them into two folders (output_dir)"
+            )
     validate_cases(cases)
 
 
@@ -236,20 +285,20 @@ def validate_cases(datalist: Sequence[Mapping[str, object]], class_ids: Iterable
 
 def _check_case(section: str, case: Mapping[str, object], root: Path) -> tuple[CaseReport, list[str]]:
     report = CaseReport(section, _short(case["image"], root))
-    grids, problems = _check_headers(case, root)
-    if "image" not in grids:
+    opened, problems = _check_headers(case, root)
+    if "image" not in opened:
         return report, problems
-    shape, affine = grids["image"]
+    shape, affine = grid_of(opened["image"])
     report.shape = shape
     report.spacing = tuple(round(float(length), 4) for length in nib.affines.voxel_sizes(affine))
     report.orientation = "".join(nib.aff2axcodes(affine))
     try:
-        report.intensity = intensity_range(read_array(str(case["image"])))
+        report.intensity = intensity_range(array_of(opened["image"]))
     except DataError as error:
         problems.append(f"{_short(case['image'], root)} {error}")
-    if "label" in grids:
+    if "label" in opened:
         try:
-            report.label_voxels = count_values(read_array(str(case["label"])))
+            report.label_voxels = count_values(array_of(opened["label"]))
         except DataError as error:
             problems.append(f"{_short(case['label'], root)} {error}")
     elif "label" not in case and section != "test":
@@ -258,19 +307,33 @@ def _check_case(section: str, case: Mapping[str, object], root: Path) -> tuple[C
 
 
 def _check_whole(
-    todo: list[tuple[str, Case]], reports: list[CaseReport], classes: dict[str, int], root: Path
+    todo: list[tuple[str, Case]],
+    reports: list[CaseReport],
+    classes: dict[str, int],
+    ignored: int | None,
+    root: Path,
 ) -> list[str]:
     """Problems that show only over all cases."""
     problems = []
-    for image, count in Counter(os.path.realpath(case["image"]) for _, case in todo).items():
+    for (section, image), count in Counter(
+        (section, os.path.realpath(case["image"])) for section, case in todo
+    ).items():
         if count > 1:
-            problems.append(f"{_short(image, root)} is listed {count} times: sections must not share a case")
+            problems.append(f"{_short(image, root)} is listed {count} times in {section}")
+    sections = {section: [case for part, case in todo if part == section] for section in SECTIONS}
+    problems += [
+        f"{_short(second, root)} and {_short(first, root)} are {why}: sections must not share a case"
+        for why, first, second in find_leaks(sections)
+    ]
     holders: dict[int, list[CaseReport]] = {}
     for report in reports:
         for value in report.label_voxels:
             holders.setdefault(value, []).append(report)
     for value in sorted(holders.keys() - {0, *classes.values()}):
         first = holders[value][0].image
+        if value == ignored:
+            problems.append(f"the label of {first}, and {len(holders[value])} in all, {_ignored_sentence(value)}")
+            continue
         problems.append(f"label value {value} has no name; it is in {len(holders[value])} cases, first {first}")
     if holders:
         for name, value in classes.items():
@@ -281,26 +344,22 @@ def _check_whole(
     return problems
 
 
-def _check_headers(case: Mapping[str, object], root: Path) -> tuple[dict[str, Grid], list[str]]:
-    """Reads the headers of a case; gives the grids of those that could be read, and what is wrong."""
-    grids: dict[str, Grid] = {}
+def _check_headers(case: Mapping[str, object], root: Path) -> tuple[dict[str, SpatialImage], list[str]]:
+    """Opens the volumes of a case; gives those that could be opened, and what is wrong."""
+    opened: dict[str, SpatialImage] = {}
     problems: list[str] = []
     for key in ("image", "label"):
         if key not in case:
             continue
-        name = _short(case[key], root)
         try:
-            grids[key] = read_grid(str(case[key]))
+            opened[key] = open_volume(str(case[key]))
         except DataError as error:
-            problems.append(f"{name} {error}")
-            continue
-        if len(grids[key][0]) != 3:
-            problems.append(f"{name} has {len(grids[key][0])} axes, {grids[key][0]}, where a volume has 3")
-    if len(grids) == 2 and not problems:
-        difference = grid_difference(grids["image"], grids["label"])
+            problems.append(f"{_short(case[key], root)} {error}")
+    if len(opened) == 2 and not problems:
+        difference = grid_difference(grid_of(opened["image"]), grid_of(opened["label"]))
         if difference:
             problems.append(f"{_short(case['label'], root)} does not lie on its image's grid: {difference}")
-    return grids, problems
+    return opened, problems
 
 
 def _range_rows(cases: list[CaseReport]) -> list[tuple[str, str, str]]:

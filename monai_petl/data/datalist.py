@@ -8,17 +8,23 @@ empty list, so that a bundle can be built without data; :func:`require_data` is 
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
 import re
 import shutil
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+
+from monai_petl.data.errors import DataError, PathLike
+from monai_petl.data.folders import list_volumes, say_once, stem, summarised
 
 __all__ = [
     "SECTIONS",
@@ -28,6 +34,7 @@ __all__ = [
     "load_datalist",
     "new_dataset_folder",
     "require_data",
+    "require_names",
     "split_cases",
     "write_dataset_json",
 ]
@@ -35,15 +42,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("training", "validation", "test")
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+IGNORE = "ignore"
 
-PathLike = str | os.PathLike[str]
 Case = dict[str, str]
 T = TypeVar("T")
-
-
-class DataError(ValueError):
-    """A data set that cannot be used as it is; the message says which file and what to do."""
 
 
 def load_datalist(
@@ -83,8 +85,11 @@ def load_datalist(
         return match_name(stem(case["image"]), subject_pattern)
 
     contents = _read_json(root / "dataset.json")
-    if "training" in contents or "test" in contents:
-        sections = {name: [_entry(root, item) for item in contents.get(name, [])] for name in SECTIONS}
+    unread = left_out(root)
+    if unread:
+        say_once(f"{len(unread)} files of {root} are not read: {summarised(unread)}")
+    if _lists_cases(contents):
+        sections = {name: [_entry(root, item) for item in _cases_of(root, contents, name)] for name in SECTIONS}
         if "validation" not in contents:
             sections["training"], sections["validation"] = _set_aside(sections["training"], 8, seed, subject_of)
     else:
@@ -161,20 +166,48 @@ def class_names(dataset_dir: PathLike, default: Sequence[str] = ()) -> dict[str,
     """
     root = Path(dataset_dir)
     if not root.is_dir():
-        return {name: value for value, name in enumerate(default, 1)}
+        return {name: value for value, name in enumerate(require_names(default), 1)}
+    return {name: value for name, value in _label_table(root) if name.lower() != IGNORE and value != 0}
+
+
+def ignored_value(dataset_dir: PathLike) -> int | None:
+    """The value of nnU-Net's label ``ignore`` for voxels that nobody annotated, where the data set has one.
+
+    Raises:
+        DataError: as :func:`class_names`.
+    """
+    root = Path(dataset_dir)
+    return (
+        next((value for name, value in _label_table(root) if name.lower() == IGNORE), None) if root.is_dir() else None
+    )
+
+
+def _label_table(root: Path) -> list[tuple[str, int]]:
+    """Names and values in order of the values, with the background and ``ignore``."""
     table = _read_json(root / "dataset.json").get("labels")
     if table is None:
         table = _read_json(root / "labels.json")
         table = table.get("labels", table)
+    if isinstance(table, Mapping) and any(isinstance(value, list) for value in table.values()):
+        raise DataError(
+            f"the table of labels in {root} names regions, classes of several values: {table}. Give each class one value; "
+            'data make writes merged labels with --class_names "{name: [1, 2]}"'
+        )
     try:
-        pairs = [(str(v), int(k)) if str(k).lstrip("-").isdigit() else (str(k), int(v)) for k, v in table.items()]
+        pairs = [
+            (str(v), int(k)) if str(k).strip().lstrip("-").isdigit() else (str(k), int(v)) for k, v in table.items()
+        ]
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(f"the table of labels in {root} must map label values to names, got {table!r}") from error
-    pairs = sorted(((name, value) for name, value in pairs if value != 0), key=lambda pair: pair[1])
-    names = dict(pairs)
-    if len(names) != len(pairs) or len(set(names.values())) != len(pairs):
+    names, values = [name for name, _ in pairs], [value for _, value in pairs]
+    wrong = next((pair for pair in pairs if pair[1] < 0 or (pair[0].lower() == "background" and pair[1] != 0)), None)
+    if len(set(names)) != len(pairs) or len(set(values)) != len(pairs):
         raise DataError(f"the table of labels in {root} gives a name or a value twice: {table}")
-    return names
+    if wrong:
+        raise DataError(
+            f"the table of labels in {root} gives {wrong[0]!r} the value {wrong[1]}; background is 0, classes lie above"
+        )
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def require_data(
@@ -201,7 +234,7 @@ def require_data(
     if not datalist:
         raise DataError(f"no cases were found in dataset_dir {root}. {remedy}")
     known = class_names(root) if label_ids is None else label_ids
-    unknown = [name for name in classes if name not in known]
+    unknown = [name for name in require_names(classes) if name not in known]
     if unknown:
         names = ", ".join(known) or "not named"
         raise DataError(f"dataset_dir {root} has no class named {', '.join(unknown)}; its classes are {names}")
@@ -238,7 +271,7 @@ def write_dataset_json(
     classes: Mapping[str, int],
     *,
     name: str,
-    modality: str = "CT",
+    modality: str,
 ) -> None:
     """Writes ``dataset.json`` in the Decathlon's form; ``sections`` hold paths relative to the folder."""
     contents = {
@@ -257,9 +290,14 @@ def unpaired_files(root: Path) -> list[Path]:
     """Volumes in plain folders that have no partner; with a ``dataset.json`` that lists cases there are none."""
     contents = _read_json(root / "dataset.json")
     part = _plain_part(root)
-    if "training" in contents or "test" in contents or not (root / f"labels{part}").is_dir():
+    if _lists_cases(contents) or not (root / f"labels{part}").is_dir():
         return []
     return _pair_files(root / f"images{part}", root / f"labels{part}")[1]
+
+
+def _lists_cases(contents: Mapping[str, Any]) -> bool:
+    """nnU-Net's ``dataset.json`` names classes and channels, and leaves the cases to the folders."""
+    return "training" in contents or "test" in contents
 
 
 def match_name(name: str, pattern: str | None) -> str:
@@ -273,24 +311,51 @@ def match_name(name: str, pattern: str | None) -> str:
     return next((group for group in found.groups() if group is not None), found[0])
 
 
-def stem(path: PathLike) -> str:
-    """File name without the ending of a volume, ``scan.v2.nii.gz`` -> ``scan.v2``."""
-    name = os.path.basename(path)
-    return next((name.removesuffix(suffix) for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), name)
+def left_out(root: Path) -> list[str]:
+    """What lies in the data set's folders and is read by nobody, with the reason."""
+    contents = _read_json(root / "dataset.json")
+    listed = {
+        os.path.realpath(path) for case in _listed(root, contents) for path in (case["image"], case.get("label", ""))
+    }
+    found: list[str] = []
+    for name in sorted({"images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs"}):
+        listing = list_volumes(root / name, channels=name.startswith("images"))
+        found += listing.left_out
+        if listed:
+            found += [
+                f"{path.relative_to(root)} (not in dataset.json)"
+                for path in listing.volumes.values()
+                if os.path.realpath(path) not in listed
+            ]
+    return found
+
+
+def _listed(root: Path, contents: Mapping[str, Any]) -> list[Case]:
+    return [_entry(root, item) for name in SECTIONS for item in _cases_of(root, contents, name)]
+
+
+def _cases_of(root: Path, contents: Mapping[str, Any], section: str) -> list[Any]:
+    cases = contents.get(section, [])
+    if not isinstance(cases, list):
+        raise DataError(f"{section} in {root / 'dataset.json'} must be a list of cases, got {type(cases).__name__}")
+    return cases
 
 
 def _sections_of_plain_folders(root: Path, seed: int, subject_of: Callable[[Case], str]) -> dict[str, list[Case]]:
     part = _plain_part(root)
     if not (root / f"labels{part}").is_dir():
-        return {"training": [], "validation": [], "test": [{"image": str(p)} for p in _volumes(root / f"images{part}")]}
+        volumes = list_volumes(root / f"images{part}", channels=True).volumes.values()
+        return {"training": [], "validation": [], "test": [{"image": str(path)} for path in volumes]}
     cases, alone = _pair_files(root / f"images{part}", root / f"labels{part}")
     if alone:
-        logger.warning("%d files of %s have no partner and are left out, first %s", len(alone), root, alone[0].name)
+        names = summarised([str(path.relative_to(root)) for path in alone])
+        say_once(f"{len(alone)} files of {root} have no partner of that name and are left out: {names}")
     if not (root / "imagesTs").is_dir():
         return split_cases({"": cases}, seed, subject_of)
     training, validation = _set_aside(cases, 8, seed, subject_of)
     labelled = {case["image"]: case for case in _pair_files(root / "imagesTs", root / "labelsTs")[0]}
-    test = [labelled.get(str(path), {"image": str(path)}) for path in _volumes(root / "imagesTs")]
+    paths = map(str, list_volumes(root / "imagesTs", channels=True).volumes.values())
+    test = [labelled.get(path, {"image": path}) for path in paths]
     return {"training": training, "validation": validation, "test": test}
 
 
@@ -299,11 +364,10 @@ def _pair_files(images: Path, labels: Path) -> tuple[list[Case], list[Path]]:
 
     An image may carry nnU-Net's channel ending, ``case_0000.nii.gz`` for ``case.nii.gz``.
     """
-    named_images = {re.sub(r"_0000$", "", stem(path)): path for path in _volumes(images)}
-    named_labels = {stem(path): path for path in _volumes(labels)}
-    both = sorted(named_images.keys() & named_labels.keys())
-    alone = [path for side in (named_images, named_labels) for name, path in side.items() if name not in both]
-    return [{"image": str(named_images[name]), "label": str(named_labels[name])} for name in both], sorted(alone)
+    first, second = list_volumes(images, channels=True).volumes, list_volumes(labels).volumes
+    both = sorted(first.keys() & second.keys())
+    alone = [path for side in (first, second) for name, path in side.items() if name not in both]
+    return [{"image": str(first[name]), "label": str(second[name])} for name in both], sorted(alone)
 
 
 def _plain_part(root: Path) -> str:
@@ -318,26 +382,59 @@ def _set_aside(cases: Sequence[T], one_in: int, seed: int, subject_of: Callable[
     return [c for c in cases if subject_of(c) not in drawn], [c for c in cases if subject_of(c) in drawn]
 
 
-def _entry(root: Path, item: str | Mapping[str, str]) -> Case:
-    entry = {"image": item} if isinstance(item, str) else dict(item)
-    if not isinstance(entry.get("image"), str):
-        raise DataError(f"each case in {root / 'dataset.json'} needs the path of one image, got {item!r}")
-    return {key: os.path.normpath(root / value) if key in ("image", "label") else value for key, value in entry.items()}
+def _entry(root: Path, item: Any) -> Case:
+    entry = {"image": item} if isinstance(item, str) else dict(item) if isinstance(item, Mapping) else {}
+    wrong = [key for key in ("image", "label") if key in entry and not isinstance(entry[key], str)]
+    if not isinstance(entry.get("image"), str) or wrong:
+        raise DataError(
+            f"each case in {root / 'dataset.json'} needs the path of one image and of one label at most, got {item!r}"
+        )
+    return {key: _path(root, value) if key in ("image", "label") else value for key, value in entry.items()}
 
 
-def _read_json(path: Path) -> dict:
+def _path(root: Path, value: str) -> str:
+    """A path of a list, joined to its folder; with Windows' separators and another Unicode form where only that is there."""
+    path = os.path.normpath(root / value)
+    if os.path.exists(path):
+        return path
+    others = [os.path.normpath(root / value.replace("\\", "/"))]
+    others += [unicodedata.normalize(form, other) for form in ("NFC", "NFD") for other in (path, others[0])]
+    return next((other for other in others if os.path.exists(other)), path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON file in UTF-8 or UTF-16, as Windows writes it; nothing where there is none."""
     if not path.is_file():
         return {}
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from error
+        contents = json.loads(path.read_bytes().decode(_encoding(path.read_bytes()[:4])))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}. Save it as UTF-8 text") from error
     if not isinstance(contents, dict):
         raise DataError(f"{path} must hold a JSON object, got a {type(contents).__name__}")
     return contents
 
 
-def _volumes(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith(VOLUME_SUFFIXES) and not p.name.startswith("."))
+def _encoding(first: bytes) -> str:
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
+    marks |= {codecs.BOM_UTF16_BE: "utf-16"}
+    return next((name for mark, name in marks.items() if first.startswith(mark)), "utf-8")
+
+
+def require_names(names: Any, what: str = "class_names") -> list[str]:
+    """The names of classes as a list; a text would be taken apart into letters.
+
+    Raises:
+        DataError: they are no list, empty, no texts, or one stands there twice.
+    """
+    if isinstance(names, str):
+        raise DataError(f"{what} must be a list of names, got the text {names!r}; write it as \"['{names}']\"")
+    if not isinstance(names, Iterable):
+        raise DataError(f"{what} must be a list of names, got {names!r}")
+    found = list(names)
+    odd = [name for name in found if not isinstance(name, str) or not name.strip()]
+    twice = [name for name, count in Counter(found).items() if count > 1] if not odd else []
+    if odd or twice:
+        reason = f"{odd[0]!r} is no name" if odd else f"{twice[0]!r} stands there twice"
+        raise DataError(f"{what} must be different names, got {found}: {reason}")
+    return found

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import os
+import struct
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from monai_petl.data.datalist import DataError
+from monai_petl.data.errors import DataError
 
 __all__ = [
     "balancing_weights",
@@ -23,6 +26,8 @@ __all__ = [
 
 ImageCase = dict[str, Any]
 Cases = Sequence[Mapping[str, Any]]
+GROUPS = ("group", "patient", "patient_id", "subject")  # keys of a case that say what it belongs to
+PACKED = (".gz", ".mgz")
 
 
 def positive_classes(case: Mapping[str, Any]) -> tuple[int, ...]:
@@ -143,11 +148,12 @@ def find_leaks(sections: Mapping[str, Cases]) -> list[tuple[str, str, str]]:
     """Pairs of images that two sections share.
 
     Args:
-        sections: name -> cases with an ``image`` and, where it is known, a ``group``.
+        sections: name -> cases with an ``image`` and, where it is known, one of the keys ``group``, ``patient``,
+            ``patient_id``, ``subject``.
 
     Returns:
-        (why, image of one section, image of another): ``"the same file"``, ``"the same content"`` (bytes), or
-        ``"one group"``; one pair for each image of the later section.
+        (why, image of one section, image of another): ``"the same file"``, ``"the same content"`` (bytes, compressed or not),
+        or ``"one group"`` (``"one patient"``, ...); one pair for each image of the later section.
     """
     leaks = []
     seen: dict[tuple[str, str], tuple[str, str]] = {}  # what is compared -> section and image
@@ -155,10 +161,16 @@ def find_leaks(sections: Mapping[str, Cases]) -> list[tuple[str, str, str]]:
     for name, cases in sections.items():
         for case in cases:
             image = str(case["image"])
-            keys = [("the same file", str(Path(image).resolve())), ("one group", str(case.get("group", image)))]
+            keys = [("the same file", os.path.realpath(image))]
             if image in twins:
-                keys.insert(1, ("the same content", hashlib.blake2b(Path(image).read_bytes()).hexdigest()))
-            found = next(((key, seen[key]) for key in keys if key in seen and seen[key][0] != name), None)
+                keys.append(("the same content", _digest(image)))
+            keys += [
+                (f"one {key.removesuffix('_id')}", str(case[key])) for key in GROUPS if case.get(key) not in (None, "")
+            ]
+            shared = [(key, seen[key]) for key in keys if key in seen and seen[key][0] != name]
+            found = next(
+                (pair for pair in shared if pair[0][0] != "the same content" or _equal(pair[1][1], image)), None
+            )
             if found:
                 leaks.append((found[0][0], found[1][1], image))
             for key in keys:
@@ -171,9 +183,45 @@ def _possible_copies(sections: Mapping[str, Cases]) -> set[str]:
     sizes: dict[int, dict[str, str]] = defaultdict(dict)  # bytes -> image -> section
     for name, cases in sections.items():
         for image in {str(case["image"]) for case in cases}:
-            if Path(image).is_file():
-                sizes[Path(image).stat().st_size][image] = name
+            if os.path.isfile(image):
+                sizes[_unpacked_size(image)][image] = name
     return {image for images in sizes.values() if len({*images.values()}) > 1 for image in images}
+
+
+def _unpacked_size(image: str) -> int:
+    """Bytes of a file; of one that gzip has packed, the bytes before (modulo 2^32), which stand at its end."""
+    return (
+        struct.unpack("<I", _tail(image)[4:])[0] if image.lower().endswith(PACKED) else os.path.getsize(image) % 2**32
+    )
+
+
+def _digest(image: str) -> str:
+    """A checksum of the content; gzip keeps one of what it has packed, so that nothing has to be unpacked."""
+    if image.lower().endswith(PACKED):
+        return f"{struct.unpack('<I', _tail(image)[:4])[0]:08x}"
+    checksum = 0
+    with open(image, "rb") as file:
+        while block := file.read(2**20):
+            checksum = zlib.crc32(block, checksum)
+    return f"{checksum:08x}"
+
+
+def _equal(first: str, second: str) -> bool:
+    """Whether two files hold the same, where their checksums agree."""
+    digests = set()
+    for image in (first, second):
+        digest = hashlib.blake2b()
+        with gzip.open(image) if image.lower().endswith(PACKED) else open(image, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        digests.add(digest.digest())
+    return len(digests) == 1
+
+
+def _tail(image: str) -> bytes:
+    with open(image, "rb") as file:
+        file.seek(max(os.path.getsize(image) - 8, 0))
+        return file.read(8).rjust(8, b"\0")
 
 
 def require_disjoint(sections: Mapping[str, Cases]) -> None:

@@ -1,7 +1,7 @@
-"""Builds a data set in Decathlon layout from NIfTI, NRRD, MetaImage or DICOM files.
+"""Builds a data set in Decathlon layout from NIfTI, MGH, NRRD, MetaImage or DICOM files.
 
-Volumes are read and written with SimpleITK, which turns DICOM's axes (left, back, head) into NIfTI's (right, front,
-head). Nothing is resampled: a label that does not lie on its image's grid is an error.
+Volumes are read as in training and written as NIfTI. Nothing is resampled: a label that does not lie on its image's grid is an
+error.
 """
 
 from __future__ import annotations
@@ -9,30 +9,31 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_petl.data.datalist import (
     SECTIONS,
-    VOLUME_SUFFIXES,
     DataError,
     PathLike,
     match_name,
     new_dataset_folder,
     split_cases,
-    stem,
     write_dataset_json,
 )
-from monai_petl.data.volumes import count_values, grid_difference, intensity_range, last_line, read_array, sitk_grid
+from monai_petl.data.dicom import modality_of, series_ids
+from monai_petl.data.folders import ending_of, stem
+from monai_petl.data.volume_files import open_volume
+from monai_petl.data.volume_writer import write_volume
+from monai_petl.data.volumes import array_of, count_values, grid_difference, grid_of, intensity_range, whole_numbers
 
 __all__ = ["make_dataset"]
 
-Source = Path | tuple[str, ...]  # a file, or the slices of a DICOM series in order
+Volume = tuple[NDArray[np.generic], NDArray[np.float64]]  # voxels (H, W, D) and affine (voxel -> mm, RAS)
 ClassNames = str | Sequence[str] | Mapping[str, int | Sequence[int]]
 
 
@@ -46,7 +47,7 @@ def make_dataset(
     subject_pattern: str | None = None,
     source_pattern: str | None = None,
     seed: int = 1,
-    modality: str = "CT",
+    modality: str | None = None,
 ) -> Path:
     """Pairs images with labels by name, checks them, and writes them as a data set split 70/10/20.
 
@@ -65,7 +66,8 @@ def make_dataset(
         subject_pattern: the same, searched in case names; the cases of a subject stay in one section.
         source_pattern: the same; each source is split by itself.
         seed: seed of the split.
-        modality: what ``dataset.json`` says of the images.
+        modality: what ``dataset.json`` says of the images, such as ``CT`` or ``MR``. Default: what the DICOM series say, if
+            all say the same, else ``unknown``.
 
     Returns:
         the folder.
@@ -91,20 +93,22 @@ def make_dataset(
     present: set[int] = set()
     with new_dataset_folder(out) as folder:
         for section, case in tqdm(todo, desc="converting", unit="case", disable=None):
-            image, label = _read_pair(*pairs[case])
+            image, label, affine = _read_pair(*pairs[case])
             label = _renumber(label, numbers, strict, pairs[case][1])
-            present |= count_values(sitk.GetArrayViewFromImage(label)).keys()
+            present |= count_values(label).keys()
             part = "Ts" if section == "test" else "Tr"
             entry = {kind: f"{kind}s{part}/{case}.nii.gz" for kind in ("image", "label")}
-            _write(image, folder / entry["image"])
-            _write(label, folder / entry["label"])
+            for kind, voxels in (("image", image), ("label", label)):
+                (folder / entry[kind]).parent.mkdir(exist_ok=True)
+                write_volume(folder / entry[kind], voxels, affine)
             sections[section].append(entry)
         if class_names is None:
             names = {f"class_{value}": value for value in sorted(present - {0})}
         absent = [name for name, value in names.items() if value not in present]
         if absent:
             raise DataError(f"no label in {labels} holds the class {', '.join(absent)}: check class_names")
-        write_dataset_json(folder, sections, names, name=Path(out).name, modality=modality)
+        said = modality or _modality(image for image, _ in pairs.values())
+        write_dataset_json(folder, sections, names, name=Path(out).name, modality=said)
     return Path(out)
 
 
@@ -127,9 +131,9 @@ def _read_class_names(class_names: ClassNames | None) -> tuple[dict[str, int], d
     return {name: new for new, name in enumerate(table, start=1)}, numbers, strict
 
 
-def _find(place: PathLike, case_pattern: str | None) -> dict[str, Source]:
+def _find(place: PathLike, case_pattern: str | None) -> dict[str, Path]:
     """Finds the volumes of a folder or glob pattern: case name -> file or DICOM series."""
-    found: list[tuple[str, str, Source]] = []  # default name, path below the folder, source
+    found: list[tuple[str, str, Path]] = []  # default name, path below the folder, source
     if os.path.isdir(place):
         found = _walk(Path(place))
     else:
@@ -137,7 +141,7 @@ def _find(place: PathLike, case_pattern: str | None) -> dict[str, Source]:
             found += _walk(match) if match.is_dir() else [(stem(match), match.name, match)]
     if not found:
         raise DataError(f"{place} holds no volumes: NIfTI, NRRD, MetaImage or DICOM files were looked for")
-    cases: dict[str, Source] = {}
+    cases: dict[str, Path] = {}
     for name, below, source in found:
         if case_pattern:
             if not re.search(case_pattern, below):
@@ -150,34 +154,33 @@ def _find(place: PathLike, case_pattern: str | None) -> dict[str, Source]:
     return cases
 
 
-def _walk(folder: Path) -> list[tuple[str, str, Source]]:
-    found: list[tuple[str, str, Source]] = []
-    series: list[tuple[Path, Source]] = []
+def _walk(folder: Path) -> list[tuple[str, str, Path]]:
+    found: list[tuple[str, str, Path]] = []
+    series: list[Path] = []
     for current, folders, files in os.walk(folder):
         folders.sort()
         visible = sorted(name for name in files if not name.startswith("."))
-        volumes = [Path(current, name) for name in visible if name.endswith(VOLUME_SUFFIXES)]
+        volumes = [Path(current, name) for name in visible if ending_of(name)]
         found += [(re.sub(r"_0000$", "", stem(path)), str(path.relative_to(folder)), path) for path in volumes]
-        if visible and not volumes:
-            series += [(Path(current), files_of) for files_of in _dicom_series(current)]
-    tops = [path.relative_to(folder).parts[:1] for path, _ in series]
-    for (path, source), top in zip(series, tops, strict=True):
+        if visible and not volumes and series_ids(current):
+            series.append(Path(current))
+    tops = [path.relative_to(folder).parts[:1] for path in series]
+    for path, top in zip(series, tops, strict=True):
         below = path.relative_to(folder)
         name = "_".join(top if tops.count(top) == 1 else below.parts) or folder.name
-        found.append((name, str(below) if below.parts else folder.name, source))
+        found.append((name, str(below) if below.parts else folder.name, path))
     return found
 
 
-def _dicom_series(folder: str) -> list[tuple[str, ...]]:
-    ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder)
-    if len(ids) > 1:
-        raise DataError(f"{folder} holds {len(ids)} DICOM series; give each a folder of its own")
-    return [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, ids[0])] if ids else []
+def _modality(images: Iterable[Path]) -> str:
+    """What the DICOM series among the images say, if it is one thing."""
+    said = {modality_of(path) if path.is_dir() else "" for path in images}
+    return said.pop() if len(said) == 1 and all(said) else "unknown"
 
 
 def _pair(
-    images: dict[str, Source], labels: dict[str, Source], images_at: str, labels_at: str
-) -> dict[str, tuple[Source, Source]]:
+    images: dict[str, Path], labels: dict[str, Path], images_at: str, labels_at: str
+) -> dict[str, tuple[Path, Path]]:
     hint = "Give both files of a case the same name, or a case_pattern that finds the same text in both."
     for here, there, at, other in ((images, labels, images_at, labels_at), (labels, images, labels_at, images_at)):
         alone = sorted(here.keys() - there.keys())
@@ -187,98 +190,51 @@ def _pair(
     return {case: (images[case], labels[case]) for case in sorted(images)}
 
 
-def _read_pair(image_source: Source, label_source: Source) -> tuple[sitk.Image, sitk.Image]:
+def _read_pair(image_at: Path, label_at: Path) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.float64]]:
     """Reads a case; the image as int16 where that loses nothing, else float32."""
-    image, label = _read(image_source), _read(label_source)
-    difference = grid_difference(sitk_grid(image), sitk_grid(label))
+    (image, affine), (label, other) = _read(image_at), _read(label_at)
+    difference = grid_difference((image.shape, affine), (label.shape, other))
     if difference:
         raise DataError(
-            f"{_show(label_source)} does not lie on the grid of {_show(image_source)}: {difference}. "
+            f"{_show(label_at)} does not lie on the grid of {_show(image_at)}: {difference}. "
             "Resample the label onto the image first, with nearest neighbours."
         )
-    label.CopyInformation(image)
-    voxels = _voxels(image, image_source)
     try:
-        low, high = intensity_range(voxels)
+        low, high = intensity_range(image)
     except DataError as error:
-        raise DataError(f"{_show(image_source)} {error}") from error
-    whole = not np.issubdtype(voxels.dtype, np.inexact) or bool(np.all(voxels == np.rint(voxels)))
+        raise DataError(f"{_show(image_at)} {error}") from error
+    whole = not np.issubdtype(image.dtype, np.inexact) or bool(np.all(image == np.rint(image)))
     fits = whole and low >= -32768 and high <= 32767
-    return sitk.Cast(image, sitk.sitkInt16 if fits else sitk.sitkFloat32), label
+    return image.astype(np.int16 if fits else np.float32, copy=False), label, affine
 
 
-def _read(source: Source) -> sitk.Image:
+def _read(path: Path) -> Volume:
     try:
-        if isinstance(source, Path):
-            image = sitk.ReadImage(str(source))
-        else:
-            _check_slices(source)
-            image = sitk.ReadImage(source)
-    except RuntimeError as error:
-        raise DataError(f"{_show(source)} cannot be read: {last_line(error)}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(
-            f"{_show(source)} is not a 3D volume of one value a voxel: "
-            f"{image.GetDimension()} axes {image.GetSize()}, {image.GetNumberOfComponentsPerPixel()} values a voxel"
-        )
-    return image
-
-
-def _check_slices(files: tuple[str, ...]) -> None:
-    """Refuses DICOM segmentation objects and series with missing slices."""
-    positions = []
-    reader = sitk.ImageFileReader()
-    for name in files:
-        reader.SetFileName(name)
-        reader.ReadImageInformation()
-        if reader.HasMetaDataKey("0008|0060") and reader.GetMetaData("0008|0060").strip() in ("SEG", "RTSTRUCT"):
-            raise DataError(
-                f"{name} is a DICOM segmentation object; convert it to NIfTI first, with dcmqi for instance"
-            )
-        normal = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:3, 2]
-        positions.append(float(normal @ np.array(reader.GetOrigin()[:3])))
-    gaps = np.abs(np.diff(positions))
-    if gaps.size and gaps.max() - gaps.min() > max(0.05 * gaps.max(), 0.02):
-        raise DataError(
-            f"{_show(files)} lacks slices or has uneven ones: they lie {gaps.min():.3g} to {gaps.max():.3g} mm apart"
-        )
-
-
-def _voxels(image: sitk.Image, source: Source) -> NDArray[np.generic]:
-    """The voxels as the file holds them: ITK reads NaN in a NIfTI file as 0, which would hide it."""
-    voxels: NDArray[np.generic] = sitk.GetArrayViewFromImage(image)
-    if isinstance(source, Path) and np.issubdtype(voxels.dtype, np.inexact):
-        return read_array(str(source)).T
-    return voxels
-
-
-def _renumber(label: sitk.Image, numbers: dict[int, int], strict: bool, source: Source) -> sitk.Image:
-    """Gives a label its written values, as uint8 where they fit."""
-    voxels = _voxels(label, source)
-    try:
-        values = count_values(voxels).keys()
+        opened = open_volume(path)
+        return array_of(opened), grid_of(opened)[1]
     except DataError as error:
-        raise DataError(f"{_show(source)} {error}") from error
+        raise DataError(f"{_show(path)} {error}") from error
+
+
+def _renumber(
+    label: NDArray[np.generic], numbers: dict[int, int], strict: bool, path: Path
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Gives a label its written values, as uint8 where they fit."""
+    try:
+        label = whole_numbers(label)
+        values = count_values(label).keys()
+    except DataError as error:
+        raise DataError(f"{_show(path)} {error}") from error
     if strict and values - numbers.keys() - {0}:
         extra = ", ".join(map(str, sorted(values - numbers.keys() - {0})))
-        raise DataError(f"{_show(source)} holds label value {extra}, for which class_names has no name")
+        raise DataError(f"{_show(path)} holds label value {extra}, for which class_names has no name")
     table = {value: numbers.get(value, 0) for value in values} if numbers else {value: value for value in values}
-    written = np.zeros(voxels.shape, dtype=np.uint8 if max(table.values()) < 256 else np.uint16)
+    written = np.zeros(label.shape, dtype=np.uint8 if max(table.values()) < 256 else np.uint16)
     for value, new in table.items():
         if new:
-            written[voxels == value] = new
-    result = sitk.GetImageFromArray(written)
-    result.CopyInformation(label)
-    return result
+            written[label == value] = new
+    return written
 
 
-def _write(image: sitk.Image, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    try:
-        sitk.WriteImage(image, str(path))
-    except RuntimeError as error:
-        raise OSError(f"cannot write {path.name}: {last_line(error)}") from error
-
-
-def _show(source: Source) -> str:
-    return str(source) if isinstance(source, Path) else f"DICOM series {os.path.dirname(source[0])}"
+def _show(path: Path) -> str:
+    return f"DICOM series {path}" if path.is_dir() else str(path)

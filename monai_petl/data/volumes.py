@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from monai_petl.data.datalist import DataError, PathLike
+from monai_petl.data.errors import DataError, PathLike
+from monai_petl.data.volume_files import BROKEN, last_line, open_volume
 
 __all__ = [
+    "MOST_FRACTION",
     "Grid",
     "count_values",
     "grid_difference",
     "intensity_range",
-    "last_line",
     "read_array",
     "read_grid",
-    "sitk_grid",
+    "whole_numbers",
 ]
 
 Grid = tuple[tuple[int, ...], NDArray[np.float64]]  # shape in voxels, affine from voxels to mm in RAS
+MOST_FRACTION = 1e-3  # by which a label value may lie beside a whole number, as after scaling or resampling
 
 
 def read_grid(path: PathLike) -> Grid:
-    """Reads shape and affine (voxel -> mm, RAS) from the header of a NIfTI, NRRD or MetaImage file.
+    """Reads shape (H, W, D) and affine (voxel -> mm, RAS) of a volume.
 
     Raises:
-        DataError: "is missing" or "cannot be read: ...", to follow the file's name.
+        DataError: as :func:`monai_petl.data.volume_files.open_volume`, to follow the file's name.
     """
-    if not Path(path).is_file():
-        raise DataError("is missing")
-    try:
-        if str(path).endswith((".nii", ".nii.gz")):
-            header = nib.load(path)
-            return tuple(int(n) for n in header.shape), np.asarray(header.affine, dtype=np.float64)
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-    except Exception as error:
-        raise DataError(f"cannot be read: {last_line(error)}") from error
-    return sitk_grid(reader)
+    return grid_of(open_volume(path))
 
 
-def sitk_grid(image: sitk.Image | sitk.ImageFileReader) -> Grid:
-    """Shape and affine (voxel -> mm, RAS) of a SimpleITK image, whose own axes run to the left and to the back."""
-    n = image.GetDimension()
-    affine = np.eye(n + 1)
-    affine[:n, :n] = np.array(image.GetDirection()).reshape(n, n) * np.array(image.GetSpacing())
-    affine[:n, n] = image.GetOrigin()
-    affine[:2] *= -1
-    return tuple(image.GetSize()), affine
+def grid_of(image: nib.spatialimages.SpatialImage) -> Grid:
+    """Shape and affine of an open volume."""
+    return tuple(int(n) for n in image.shape), np.asarray(image.affine, dtype=np.float64)
 
 
 def grid_difference(
@@ -70,13 +53,24 @@ def grid_difference(
     return f"corners lie up to {distance:.3g} mm apart (origin, spacing or direction differ)"
 
 
-def read_array(path: str) -> NDArray[np.generic]:
-    """Reads the voxels as (H, W, D)."""
+def read_array(path: PathLike) -> NDArray[np.generic]:
+    """Reads the voxels as (H, W, D).
+
+    Raises:
+        DataError: as :func:`read_grid`.
+    """
+    return array_of(open_volume(path))
+
+
+def array_of(image: nib.spatialimages.SpatialImage) -> NDArray[np.generic]:
+    """The voxels (H, W, D) of an open volume.
+
+    Raises:
+        DataError: "cannot be read: ...", to follow the file's name.
+    """
     try:
-        if path.endswith((".nii", ".nii.gz")):
-            return np.asanyarray(nib.load(path).dataobj)
-        return sitk.GetArrayFromImage(sitk.ReadImage(path)).T
-    except Exception as error:
+        return np.asanyarray(image.dataobj)
+    except BROKEN as error:
         raise DataError(f"cannot be read: {last_line(error)}") from error
 
 
@@ -92,23 +86,36 @@ def intensity_range(voxels: NDArray[np.generic]) -> tuple[float, float]:
     return low, high
 
 
-def count_values(voxels: NDArray[np.generic]) -> dict[int, int]:
-    """Voxels of each value of a label, which must hold whole numbers from 0 to 65535."""
-    low, high = float(voxels.min()), float(voxels.max())
+def whole_numbers(voxels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The values of a label as the whole numbers that are meant, from 0 to 65535.
+
+    A value within 0.001 of a whole number is that number: scaling and resampling leave 1.9999998 in place of 2.
+
+    Raises:
+        DataError: to follow the file's name: a value lies further away, is NaN, negative, or too large.
+    """
+    if not voxels.size:
+        raise DataError("has no voxels")
     if np.issubdtype(voxels.dtype, np.inexact):
-        fractions = voxels[voxels != np.rint(voxels)]  # NaN is among them
-        if fractions.size:
-            raise DataError(f"holds {fractions.size} label values that are not whole numbers, such as {fractions[0]:g}")
+        rounded = np.rint(voxels)
+        with np.errstate(invalid="ignore"):
+            apart = ~(np.abs(voxels - rounded) <= MOST_FRACTION)  # NaN is among them
+        if apart.any():
+            raise DataError(
+                f"holds {int(np.count_nonzero(apart))} label values that are not whole numbers, such as "
+                f"{float(voxels[apart][0]):.7g}. Resample labels with nearest neighbours"
+            )
+        voxels = rounded
+    low, high = float(voxels.min()), float(voxels.max())
     if low < 0 or high > 65535:
         raise DataError(f"holds label values from {low:g} to {high:g}, where 0 to 65535 is possible")
-    planes = (
-        np.bincount(plane.ravel().astype(np.int64), minlength=int(high) + 1) for plane in np.moveaxis(voxels, -1, 0)
-    )
-    counts = sum(planes, np.zeros(int(high) + 1, dtype=np.int64))
+    return voxels
+
+
+def count_values(voxels: NDArray[np.generic]) -> dict[int, int]:
+    """Voxels of each value of a label, see :func:`whole_numbers`."""
+    voxels = whole_numbers(voxels)
+    size = int(voxels.max()) + 1
+    planes = (np.bincount(plane.ravel().astype(np.int64), minlength=size) for plane in np.moveaxis(voxels, -1, 0))
+    counts = sum(planes, np.zeros(size, dtype=np.int64))
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-
-
-def last_line(error: Exception) -> str:
-    """The line of a library's message that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

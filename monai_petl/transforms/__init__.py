@@ -10,6 +10,7 @@ from monai_petl.transforms.features import LoadFeaturesd
 from monai_petl.transforms.labels import SelectClassesd
 from monai_petl.transforms.spacing import GuardedSpacingd
 from monai_petl.transforms.views import RandViewd, StudentTeacherViewsd, ViewAugmentation
+from monai_petl.transforms.whole_labels import WholeLabelsd
 
 __all__ = [
     "AddCoordinatesd",
@@ -22,4 +23,5 @@ __all__ = [
     "StudentTeacherViewsd",
     "ToChannelsd",
     "ViewAugmentation",
+    "WholeLabelsd",
 ]

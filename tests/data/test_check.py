@@ -20,8 +20,8 @@ def write(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> N
     nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine), path)
 
 
-def image_voxels() -> np.ndarray:
-    return np.random.default_rng(0).integers(-100, 200, SHAPE).astype(np.int16)
+def image_voxels(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-100, 200, SHAPE).astype(np.int16)
 
 
 def label_voxels() -> np.ndarray:
@@ -37,7 +37,7 @@ def dataset(tmp_path: Path) -> Path:
     sections: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "test": []}
     for index, section in enumerate(["training"] * 3 + ["validation", "test"]):
         entry = {kind: f"{kind}s/{index}.nii.gz" for kind in ("image", "label")}
-        write(tmp_path / entry["image"], image_voxels())
+        write(tmp_path / entry["image"], image_voxels(index))
         write(tmp_path / entry["label"], label_voxels())
         sections[section].append(entry)
     labels = {"0": "background", "1": "liver", "2": "spleen"}
@@ -177,7 +177,7 @@ def test_a_case_in_two_sections_or_without_label_is_found(dataset):
     (dataset / "dataset.json").write_text(json.dumps(contents), encoding="utf-8")
     problems = check_dataset(dataset).problems
     assert "images/3.nii.gz is a training case without a label" in problems
-    assert any("images/0.nii.gz is listed 2 times" in problem for problem in problems)
+    assert any("images/0.nii.gz and images/0.nii.gz are the same file" in problem for problem in problems)
 
 
 def test_files_without_partner_in_plain_folders_are_found(dataset):

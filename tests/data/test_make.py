@@ -10,7 +10,6 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from monai_petl.data import DataError, check_dataset, class_names, load_datalist, make_dataset
-from monai_petl.data import make as make_module
 
 HIPPOCAMPUS = Path(__file__).parents[2] / "../shared/data/mr_hippocampus"
 SIZE = (7, 6, 5)  # x, y, z
@@ -213,8 +212,9 @@ def test_a_corrupt_file_is_refused(source):
     ("image", "sentence"),
     [
         (volume(5, 6), "constant"),
-        (volume(-9, 9)[:, :, 0], "not a 3D volume"),
-        (sitk.Compose(volume(-9, 9), volume(-9, 9)), "2 values a voxel"),
+        (volume(-9, 9)[:, :, 0], "does not lie on the grid"),
+        (sitk.JoinSeries([volume(-9, 9), volume(-9, 9)]), "has 4 axes"),
+        (sitk.Compose(volume(-9, 9), volume(-9, 9)), "has 5 axes"),
     ],
 )
 def test_an_image_that_is_none_is_refused(source, image, sentence):
@@ -290,10 +290,10 @@ def test_an_unwritable_output_folder_is_explained(source):
 
 def test_a_failure_while_writing_leaves_nothing(source, monkeypatch):
     def full(*_: object) -> None:
-        raise RuntimeError("ITK ERROR: no space left on device")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(make_module.sitk, "WriteImage", full)
-    fails(source, "cannot write p.*no space left", OSError)
+    monkeypatch.setattr(nib, "save", full)
+    fails(source, "cannot write the volume to .*No space left.*MiB are free", OSError)
 
 
 def test_a_dicom_series_with_a_gap_is_refused(tmp_path):
@@ -315,7 +315,7 @@ def test_two_dicom_series_in_one_folder_are_refused(tmp_path):
 def test_a_dicom_segmentation_object_is_refused(tmp_path):
     write(volume(0, 100), tmp_path / "images/a.nii.gz")
     write_dicom(volume(0, 2), tmp_path / "labels/a", modality="SEG")
-    fails(tmp_path, "DICOM segmentation object; convert it to NIfTI")
+    fails(tmp_path, "DICOM object of modality SEG. Convert a segmentation to NIfTI")
 
 
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the hippocampus volumes are not at hand")
