@@ -32,7 +32,7 @@ from monai_petl.data.medfmc import MEDFMC_CLASSES, make_medfmc_table, read_medfm
 from monai_petl.data.medmnist import make_medmnist_folder
 from monai_petl.data.phantom import PHANTOM_CLASSES, make_phantom, make_phantom_dataset
 from monai_petl.data.volume_reader import VolumeReader
-from monai_petl.data.volume_writer import VolumeWriter
+from monai_petl.data.volume_writer import VolumeWriter, output_name
 
 __all__ = [
     "MEDFMC_CLASSES",
@@ -60,6 +60,7 @@ __all__ = [
     "make_medmnist_folder",
     "make_phantom",
     "make_phantom_dataset",
+    "output_name",
     "positive_classes",
     "preload_states",
     "read_medfmc_list",

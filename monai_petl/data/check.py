@@ -217,7 +217,7 @@ def _values(label: str) -> set[int]:
     try:
         return set(count_values(read_array(label)))
     except DataError as error:
-        raise DataError(f"{label} {error}") from error
+        raise DataError(f"{label} {error}") from None
 
 
 def check_images(datalist: Sequence[Mapping[str, object]], dataset_dir: PathLike, images: str | None = None) -> None:

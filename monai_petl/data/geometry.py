@@ -61,12 +61,16 @@ def require_one_reading(image: nib.Nifti1Image, path: str) -> None:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NiftiImageIO")
     reader.SetFileName(path)
+    told = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would print the same in other words
     try:
         reader.ReadImageInformation()
     except RuntimeError:  # what ITK cannot read at all, it cannot read otherwise
         return
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(told)
     ours, theirs = _three(np.asarray(image.affine, np.float64)), _three(sitk_affine(reader))
-    if _same(ours, theirs, _rounding(image)):
+    if _same(ours, theirs, min(image.ndim, 3), _rounding(image)):
         return
     form, code = _form(image)
     raise DataError(
@@ -94,13 +98,14 @@ def _three(affine: Affine) -> Affine:
     return result
 
 
-def _same(ours: Affine, theirs: Affine, slack: float) -> bool:
+def _same(ours: Affine, theirs: Affine, axes: int, slack: float) -> bool:
+    """Whether two affines agree on the first axes, all that the file has."""
     if np.abs(ours[:3, 3] - theirs[:3, 3]).max() > MOST_MM:
         return False
-    spacing, other = nib.affines.voxel_sizes(ours), nib.affines.voxel_sizes(theirs)
+    spacing, other = (np.linalg.norm(affine[:3, :axes], axis=0) for affine in (ours, theirs))
     if np.abs(spacing - other).max() > MOST_MM or not other.all():
         return False
-    first, second = ours[:3, :3] / spacing, theirs[:3, :3] / other
+    first, second = ours[:3, :axes] / spacing, theirs[:3, :axes] / other
     chord = np.linalg.norm(first - second, axis=0).max()  # between the ends of unit vectors
     return bool(math.degrees(2 * math.asin(min(chord / 2, 1))) <= MOST_DEGREES + slack)
 
@@ -127,7 +132,7 @@ def _form(image: nib.Nifti1Image) -> tuple[str, int]:
 
 
 def _words(affine: Affine) -> str:
-    origin = " ".join(f"{value:.4g}" for value in affine[:3, 3])
+    origin = " ".join(f"{value + 0.0:.4g}" for value in affine[:3, 3])
     return f"{''.join(nib.aff2axcodes(affine))} axes, voxels of {_sizes(nib.affines.voxel_sizes(affine))} mm, origin {origin}"
 
 

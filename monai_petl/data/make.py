@@ -202,7 +202,7 @@ def _read_pair(image_at: Path, label_at: Path) -> tuple[NDArray[np.generic], NDA
     try:
         low, high = intensity_range(image)
     except DataError as error:
-        raise DataError(f"{_show(image_at)} {error}") from error
+        raise DataError(f"{_show(image_at)} {error}") from None
     whole = not np.issubdtype(image.dtype, np.inexact) or bool(np.all(image == np.rint(image)))
     fits = whole and low >= -32768 and high <= 32767
     return image.astype(np.int16 if fits else np.float32, copy=False), label, affine
@@ -213,7 +213,7 @@ def _read(path: Path) -> Volume:
         opened = open_volume(path)
         return array_of(opened), grid_of(opened)[1]
     except DataError as error:
-        raise DataError(f"{_show(path)} {error}") from error
+        raise DataError(f"{_show(path)} {error}") from None
 
 
 def _renumber(
@@ -224,7 +224,7 @@ def _renumber(
         label = whole_numbers(label)
         values = count_values(label).keys()
     except DataError as error:
-        raise DataError(f"{_show(path)} {error}") from error
+        raise DataError(f"{_show(path)} {error}") from None
     if strict and values - numbers.keys() - {0}:
         extra = ", ".join(map(str, sorted(values - numbers.keys() - {0})))
         raise DataError(f"{_show(path)} holds label value {extra}, for which class_names has no name")

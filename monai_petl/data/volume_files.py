@@ -69,7 +69,7 @@ def last_line(error: Exception) -> str:
 
 def _by_nibabel(path: Path) -> nib.spatialimages.SpatialImage:
     try:
-        image = nib.load(path)
+        image = _load(path)
         dtype = image.get_data_dtype()
     except BROKEN as error:
         raise DataError(f"cannot be read: {last_line(error)}") from error
@@ -79,6 +79,15 @@ def _by_nibabel(path: Path) -> nib.spatialimages.SpatialImage:
     if isinstance(image, nib.Nifti1Pair) and np.isfinite(image.affine).all():
         require_one_reading(image, os.fspath(path))
     return image if isinstance(image, nib.Nifti1Pair) else nib.Nifti1Image(image.dataobj, image.affine, dtype=dtype)
+
+
+def _load(path: Path) -> nib.spatialimages.SpatialImage:
+    """nibabel's ``load``, which does not know endings such as ``.Nii``."""
+    ending = ending_of(path)
+    if path.name.endswith(ending) or ending in (".img", ".hdr"):
+        return nib.load(path)
+    holder = {"image": nib.fileholders.FileHolder(os.fspath(path))}
+    return (nib.MGHImage if ending.startswith(".mg") else nib.Nifti1Image).from_file_map(holder)
 
 
 def _by_itk(path: Path) -> nib.Nifti1Image:

@@ -47,9 +47,9 @@ class VolumeReader(NibabelReader):
             self.filenames = [item.name if isinstance(item, _File) else name for item in files]
             return super().get_data(opened if len(opened) > 1 else opened[0])
         except DataError as error:
-            raise DataError(f"{name} {error}") from error
+            raise DataError(f"{name} {error}") from None
         except BROKEN as error:
-            raise DataError(f"{name} cannot be read: {last_line(error)}") from error
+            raise DataError(f"{name} cannot be read: {last_line(error)}") from None
 
 
 class _File:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import nibabel as nib
@@ -9,14 +11,15 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from monai.config import NdarrayOrTensor
 from monai.data import NibabelWriter
+from monai.data.folder_layout import default_name_formatter
 from monai.utils import convert_data_type
 
 from monai_petl.atomic import written_whole
 from monai_petl.data.errors import DataError, PathLike
-from monai_petl.data.folders import ending_of
+from monai_petl.data.folders import ending_of, stem
 from monai_petl.data.volume_files import BY_ITK, BY_NIBABEL
 
-__all__ = ["VolumeWriter", "write_volume"]
+__all__ = ["VolumeWriter", "output_name", "write_volume"]
 
 
 class VolumeWriter(NibabelWriter):
@@ -52,6 +55,16 @@ class VolumeWriter(NibabelWriter):
         """Writes the file."""
         affine = np.asarray(convert_data_type(self.affine, np.ndarray)[0], dtype=np.float64)
         write_volume(filename, np.asarray(self.data_obj).astype(self.output_dtype, copy=False), affine)
+
+
+def output_name(metadata: Mapping[str, Any], saver: object = None) -> dict[str, Any]:
+    """How ``SaveImage`` names its output: by the input's name without its ending, whatever case that has.
+
+    MONAI cuts a name at its last dot, so that the series in folders 1.2.3 and 1.2.4 would overwrite each other, and keeps half
+    of ``.NII.GZ``. Given as ``output_name_formatter``.
+    """
+    found = default_name_formatter(dict(metadata), saver)
+    return {**found, "subject": f"{stem(os.path.normpath(str(found['subject'])))}.nii.gz"}
 
 
 def write_volume(path: PathLike, voxels: np.ndarray, affine: np.ndarray) -> None:

@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+from monai_petl.bundle.errors import is_refusal, sentence_of
+
 __all__ = ["Input", "Outcome", "all_inputs", "try_input"]
 
 
@@ -64,18 +66,13 @@ def try_input(tried: Input, folder: Path) -> Outcome:
     try:
         tried.check(folder)
         result, sentence = "read", " ".join(dict.fromkeys(said.lines))
-    except (ValueError, OSError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None and not _ours(cause):
-            cause = cause.__cause__
-        result, sentence = "refused", str(cause)
+    except (ValueError, OSError, RuntimeError) as error:
+        if not is_refusal(error):
+            raise
+        result, sentence = "refused", sentence_of(error)
     finally:
         logger.removeHandler(said)
     return Outcome(result, sentence.replace(f"{folder}/", "").replace(str(folder), "the folder"))
-
-
-def _ours(error: BaseException) -> bool:
-    return type(error).__module__.startswith("monai_petl")
 
 
 def all_inputs() -> list[Input]:
