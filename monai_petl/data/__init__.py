@@ -31,6 +31,7 @@ from monai_petl.data.make import make_dataset
 from monai_petl.data.medfmc import MEDFMC_CLASSES, make_medfmc_table, read_medfmc_list
 from monai_petl.data.medmnist import make_medmnist_folder
 from monai_petl.data.phantom import PHANTOM_CLASSES, make_phantom, make_phantom_dataset
+from monai_petl.data.picture_reader import PictureReader
 from monai_petl.data.volume_reader import VolumeReader
 from monai_petl.data.volume_writer import VolumeWriter, output_name
 
@@ -41,6 +42,7 @@ __all__ = [
     "DataError",
     "DatasetReport",
     "FeatureCache",
+    "PictureReader",
     "VolumeReader",
     "VolumeWriter",
     "balancing_weights",

@@ -12,34 +12,26 @@ With several labels an image: in a table the names of all its classes with ``|``
 
 from __future__ import annotations
 
-import csv
-import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from monai_petl.data.datalist import SECTIONS, DataError, PathLike, _read_json, split_cases
+from monai_petl.data.datalist import SECTIONS, path_in, read_json, require_names, split_cases
+from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.few_shot import require_disjoint
+from monai_petl.data.folders import say_once, summarised
+from monai_petl.data.image_table import read_table, section_of
+from monai_petl.data.pictures import is_image, read_picture
 
 __all__ = ["image_classes", "load_image_list", "require_images"]
 
-logger = logging.getLogger(__name__)
-
 ImageCase = dict[str, Any]
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-IMAGE_SUFFIXES = (*PICTURES, ".nii", ".nii.gz", ".dcm", ".npy")
-FILE, CLASS, SECTION, GROUP = (
-    ("file", "image", "path"),
-    ("class_name", "class", "label"),
-    ("split", "section"),
-    ("group", "patient"),
-)
-ALIASES = {"train": "training", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
+SYSTEM = ("thumbs.db", "desktop.ini")
 
 
 def load_image_list(
@@ -67,8 +59,9 @@ def load_image_list(
     """
     if section not in SECTIONS:
         raise ValueError(f"section must be one of {', '.join(SECTIONS)}, got {section!r}")
-    cases = _cases(Path(dataset_dir), class_names if multi_label else None)
-    names = list(class_names) or _ordered(cases)
+    names = require_names(class_names)
+    cases = _cases(Path(dataset_dir), names if multi_label else None)
+    names = names or _ordered(cases)
     strange = sorted({name for case in cases for name in case["classes"]} - set(names))
     if strange:
         first = next(case["image"] for case in cases if strange[0] in case["classes"])
@@ -115,9 +108,9 @@ def require_images(
 ) -> None:
     """Stops with a clear sentence before anything is trained or predicted. To be called first in a bundle's ``run``.
 
-    Pictures are decoded, by all processors, since a header does not tell whether the rest is there: one of 512 x 512 pixels
-    takes a processor about 1 ms as JPEG and 4 ms as PNG. Of ``.npy`` files the size is compared with what they announce; files
-    of other formats are not opened.
+    Pictures are read as in training, by all processors, since a header does not tell whether the rest is there: one of 512 x
+    512 pixels takes a processor about 1 ms as JPEG and 4 ms as PNG. Of ``.npy`` files the size is compared with what they
+    announce.
 
     Args:
         datalist: what :func:`load_image_list` gave, or cases with an ``image`` alone.
@@ -130,6 +123,7 @@ def require_images(
         DataError: the list is empty, a class has no image, a file is missing or no image, or the two lists share images or
             groups.
     """
+    class_names = require_names(class_names)
     remedy = "Give the data set's folder as --dataset_dir; docs/data.md describes its layout."
     if images is not None and not datalist:
         raise DataError(f"no file matches images={images!r}; give a pattern such as 'folder/*.png', in quotes")
@@ -167,13 +161,12 @@ def require_images(
 def _flaw(path: Path) -> str:
     """Why a file cannot be read; nothing if it can."""
     try:
-        if path.name.lower().endswith(PICTURES):
-            with Image.open(path) as picture:
-                picture.load()
-        elif path.suffix.lower() == ".npy":
+        if path.suffix.lower() == ".npy":
             np.load(path, mmap_mode="r")
-    except Exception as error:  # Pillow raises whatever its decoders do
-        return str(error) or type(error).__name__
+        else:
+            read_picture(path)
+    except (DataError, ValueError, OSError, EOFError) as error:
+        return str(error)
     return ""
 
 
@@ -185,76 +178,21 @@ def _cases(root: Path, several: Sequence[str] | None = None) -> list[dict[str, A
         several: names of classes of which an image may have several; nothing where it has one.
     """
     if (root / "labels.csv").is_file():
-        return _from_table(root / "labels.csv", several)
-    contents = _read_json(root / "dataset.json")
+        cases = read_table(root / "labels.csv", several)
+        _say_unread(root, {case["image"] for case in cases})
+        return cases
+    contents = read_json(root / "dataset.json")
     if contents:
         return _from_json(root, contents, several is not None)
     if not root.is_dir():
         return []
-    sections = {folder: _section(folder.name) for folder in _folders(root)}
-    if sections and all(sections.values()):
-        return [case for folder, name in sections.items() for case in _from_folders(folder, name)]
-    return _from_folders(root, None)
-
-
-def _from_table(path: Path, several: Sequence[str] | None) -> list[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-    columns = list(rows[0]) if rows else []
-    file_column, class_column = _column(columns, FILE), _column(columns, CLASS)
-    one_each = bool(several) and set(several or ()) <= set(columns)
-    if rows and several is not None and not class_column and not one_each:
-        missing = ", ".join(sorted({*several} - {*columns}))
-        raise DataError(
-            f"{path} has no column {' or '.join(CLASS)}, and so needs one of 0 and 1 for each of class_names; "
-            f"{f'there is none for {missing}' if missing else 'give class_names'}. It has {', '.join(columns)}"
-        )
-    if rows and not (file_column and (class_column or one_each)):
-        raise DataError(
-            f"{path} needs a column {' or '.join(FILE)} and a column {' or '.join(CLASS)}; it has {', '.join(columns)}"
-        )
-    section_column, group_column = _column(columns, SECTION), _column(columns, GROUP)
-    known = {*FILE, *CLASS, *SECTION, *GROUP, *(several or ())}
-    others = (
-        [name for name in columns if name not in known and {row[name] for row in rows} == {"0", "1"}]
-        if one_each
-        else []
-    )
-    if others:
-        logger.warning("%s: the columns %s are none of class_names and are not read", path, ", ".join(others))
-    cases = []
-    for line, row in enumerate(rows, 2):
-        where = f"line {line} of {path}"
-        if not row[file_column] or (several is None and not row[class_column]):
-            raise DataError(f"{where} has no file or no class")
-        section = _section(row[section_column] or "") if section_column else None
-        if section_column and section is None:
-            raise DataError(f"{where} is in the section {row[section_column]!r}; known are {', '.join(SECTIONS)}")
-        if one_each:
-            classes = tuple(name for name in several or () if _is_one(row[name], name, where))
-        else:
-            text = row[class_column] or ""
-            classes = (text,) if several is None else tuple(name.strip() for name in text.split("|") if name.strip())
-        number = row.get("label") or ""
-        cases.append(
-            {
-                "image": str(path.parent / row[file_column]),
-                "classes": classes,
-                "number": int(number) if number.isdigit() else None,
-                "section": section,
-                "group": row[group_column] if group_column and row[group_column] else row[file_column],
-            }
-        )
+    sections = {folder: section_of(folder.name) for folder in _folders(root)}
+    if "training" in sections.values() or (sections and all(sections.values())):
+        cases = [case for folder, name in sections.items() if name for case in _from_folders(folder, name)]
+    else:
+        cases = _from_folders(root, None)
+    _say_unread(root, {case["image"] for case in cases})
     return cases
-
-
-def _is_one(cell: str | None, name: str, where: str) -> bool:
-    if (cell or "") not in ("0", "1", "0.0", "1.0", ""):
-        raise DataError(f"{where} has {cell!r} for the class {name!r}; give 1 where the image is of the class, else 0")
-    return (cell or "").startswith("1")
 
 
 def _from_json(root: Path, contents: Mapping[str, Any], several: bool) -> list[dict[str, Any]]:
@@ -280,7 +218,7 @@ def _from_json(root: Path, contents: Mapping[str, Any], several: bool) -> list[d
                 )
             cases.append(
                 {
-                    "image": str(root / str(item["image"])),
+                    "image": path_in(root, str(item["image"])),
                     "classes": tuple(names.get(label, label) for label in labels),
                     "number": int(labels[0]) if len(labels) == 1 and labels[0].isdigit() else None,
                     "section": section,
@@ -295,12 +233,38 @@ def _from_folders(root: Path, section: str | None) -> list[dict[str, Any]]:
         {"image": str(file), "classes": (folder.name,), "number": None, "section": section, "group": str(file)}
         for folder in _folders(root)
         for file in sorted(folder.iterdir())
-        if file.name.lower().endswith(IMAGE_SUFFIXES) and not file.name.startswith(".")
+        if is_image(file) and file.is_file() and not file.name.startswith(".")
     ]
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    """Folders of sections or classes; not those that archives and systems leave."""
+    return sorted(
+        folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__MACOSX"))
+    )
+
+
+def _say_unread(root: Path, read: set[str]) -> None:
+    """One line for the files that are in the folder and in no list."""
+    unread: list[str] = []
+    for current, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(current, name)
+            if path not in read and os.path.normpath(path) not in read and name not in ("labels.csv", "dataset.json"):
+                unread.append(f"{os.path.relpath(path, root)} ({_why_unread(path, name)})")
+    if unread:
+        say_once(f"{len(unread)} files of {root} are not read: {summarised(unread)}")
+
+
+def _why_unread(path: str, name: str) -> str:
+    if os.path.islink(path) and not os.path.exists(path):
+        return "a link to nothing"
+    if "__MACOSX" in path or name.startswith("._") or name.lower() in SYSTEM:
+        return "left by an operating system"
+    if name.startswith("."):
+        return "hidden"
+    return "in no list and no folder of a class" if is_image(name) else "no ending of an image"
 
 
 def _ordered(cases: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -314,12 +278,3 @@ def _ordered(cases: Sequence[Mapping[str, Any]]) -> list[str]:
         return last if number is None else number, int(name) if name.isdigit() else last, name
 
     return sorted(numbers, key=place)
-
-
-def _section(name: str) -> str | None:
-    known = ALIASES.get(name.lower(), name.lower())
-    return known if known in SECTIONS else None
-
-
-def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in columns), None)

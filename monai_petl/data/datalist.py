@@ -84,7 +84,7 @@ def load_datalist(
     def subject_of(case: Case) -> str:
         return match_name(stem(case["image"]), subject_pattern)
 
-    contents = _read_json(root / "dataset.json")
+    contents = read_json(root / "dataset.json")
     unread = left_out(root)
     if unread:
         say_once(f"{len(unread)} files of {root} are not read: {summarised(unread)}")
@@ -184,9 +184,9 @@ def ignored_value(dataset_dir: PathLike) -> int | None:
 
 def _label_table(root: Path) -> list[tuple[str, int]]:
     """Names and values in order of the values, with the background and ``ignore``."""
-    table = _read_json(root / "dataset.json").get("labels")
+    table = read_json(root / "dataset.json").get("labels")
     if table is None:
-        table = _read_json(root / "labels.json")
+        table = read_json(root / "labels.json")
         table = table.get("labels", table)
     if isinstance(table, Mapping) and any(isinstance(value, list) for value in table.values()):
         raise DataError(
@@ -288,7 +288,7 @@ def write_dataset_json(
 
 def unpaired_files(root: Path) -> list[Path]:
     """Volumes in plain folders that have no partner; with a ``dataset.json`` that lists cases there are none."""
-    contents = _read_json(root / "dataset.json")
+    contents = read_json(root / "dataset.json")
     part = _plain_part(root)
     if _lists_cases(contents) or not (root / f"labels{part}").is_dir():
         return []
@@ -313,7 +313,7 @@ def match_name(name: str, pattern: str | None) -> str:
 
 def left_out(root: Path) -> list[str]:
     """What lies in the data set's folders and is read by nobody, with the reason."""
-    contents = _read_json(root / "dataset.json")
+    contents = read_json(root / "dataset.json")
     listed = {
         os.path.realpath(path) for case in _listed(root, contents) for path in (case["image"], case.get("label", ""))
     }
@@ -389,10 +389,10 @@ def _entry(root: Path, item: Any) -> Case:
         raise DataError(
             f"each case in {root / 'dataset.json'} needs the path of one image and of one label at most, got {item!r}"
         )
-    return {key: _path(root, value) if key in ("image", "label") else value for key, value in entry.items()}
+    return {key: path_in(root, value) if key in ("image", "label") else value for key, value in entry.items()}
 
 
-def _path(root: Path, value: str) -> str:
+def path_in(root: Path, value: str) -> str:
     """A path of a list, joined to its folder; with Windows' separators and another Unicode form where only that is there."""
     path = os.path.normpath(root / value)
     if os.path.exists(path):
@@ -402,17 +402,27 @@ def _path(root: Path, value: str) -> str:
     return next((other for other in others if os.path.exists(other)), path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON file in UTF-8 or UTF-16, as Windows writes it; nothing where there is none."""
     if not path.is_file():
         return {}
     try:
-        contents = json.loads(path.read_bytes().decode(_encoding(path.read_bytes()[:4])))
+        contents = json.loads(decoded(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}. Save it as UTF-8 text") from error
     if not isinstance(contents, dict):
         raise DataError(f"{path} must hold a JSON object, got a {type(contents).__name__}")
     return contents
+
+
+def decoded(path: Path) -> str:
+    """A text in UTF-8, or in UTF-16 or UTF-32 with its mark.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    data = path.read_bytes()
+    return data.decode(_encoding(data[:4]))
 
 
 def _encoding(first: bytes) -> str:
