@@ -142,11 +142,10 @@ def require_images(
         raise DataError(f"{len(missing)} images that {dataset_dir} lists are not there, first {missing[0]}")
     with ThreadPoolExecutor() as threads:  # decoders let go of Python's lock
         flaws = list(tqdm(threads.map(_flaw, paths), "images", len(paths), leave=False, disable=None))
-    bad = [f"{path} ({flaw})" for path, flaw in zip(paths, flaws, strict=True) if flaw]
+    bad = [f"{path} {flaw}" for path, flaw in zip(paths, flaws, strict=True) if flaw]
     if bad:
-        raise DataError(
-            f"{len(bad)} files are no images that can be read, first {bad[0]}; repair them or take them out"
-        )
+        more = f". {len(bad) - 1} more of the {len(paths)} images cannot be used" if len(bad) > 1 else ""
+        raise DataError(f"{bad[0]}{more}")
     require_disjoint({"training": datalist, "validation": validation})
     rows = [case["label"] for case in validation if np.ndim(case.get("label", 0))]
     if rows and len(rows[0]) < 2:

@@ -7,6 +7,7 @@ refused, since nothing in the file says what is white. Orientation is EXIF's, in
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +63,14 @@ def read_picture(path: PathLike) -> NDArray[np.generic]:
         volume = array_of(open_volume(path))
         return volume[:, :, 0] if volume.shape[2] == 1 else volume
     try:
-        with Image.open(path) as picture:
+        with Image.open(
+            io.BytesIO(path.read_bytes())
+        ) as picture:  # Pillow maps files, and turned TIFFs with wrong rows
             return _pixels(picture)
     except DataError:
         raise
     except Exception as error:  # Pillow raises whatever its decoders do
-        raise DataError(
-            f"cannot be read: {str(error) or type(error).__name__}".replace(f" {str(path)!r}", "")
-        ) from None
+        raise DataError(f"cannot be read: {str(error) or type(error).__name__}".split(" <_io")[0]) from None
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.generic]:

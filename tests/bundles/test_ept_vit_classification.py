@@ -178,9 +178,7 @@ def test_bad_input_is_named(tmp_path: Path, images: Path, findings: Path, checkp
     refusal(EMBEDDED_PROMPTS, "train", tmp_path / "run", copy, leak, **weights)
     refusal(EMBEDDED_PROMPTS, "evaluate", tmp_path / "run", copy, leak, ckpt_path=str(checkpoint))
     (copy / "validation" / "benign" / "other.png").write_bytes(b"no image")
-    refusal(
-        EMBEDDED_PROMPTS, "train", tmp_path / "run", copy, r"no images that can be read, first .*other\.png", **weights
-    )
+    refusal(EMBEDDED_PROMPTS, "train", tmp_path / "run", copy, r"other\.png cannot be read", **weights)
     odd = shutil.copytree(findings, tmp_path / "odd")
     text = (odd / "labels.csv").read_text(encoding="utf-8").replace("training3.png,1", "training3.png,2")
     (odd / "labels.csv").write_text(text, encoding="utf-8")

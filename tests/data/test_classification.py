@@ -176,7 +176,7 @@ def test_a_file_that_was_cut_is_named_with_the_reason(tmp_path, suffix, part):
     require_images(dataset_dir=tmp_path, **lists)
     paths[1].write_bytes(paths[1].read_bytes()[: paths[1].stat().st_size // 2])
     reason = "file size" if suffix == "npy" else "truncated"
-    with pytest.raises(DataError, match=rf"1 files are no images that can be read, first .*cut\.{suffix} \(.*{reason}"):
+    with pytest.raises(DataError, match=rf"cut\.{suffix} .*{reason}"):
         require_images(dataset_dir=tmp_path, **lists)
 
 

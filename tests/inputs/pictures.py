@@ -48,10 +48,13 @@ def saved(picture: Image.Image, name: str, **options: Any) -> Callable[[Path], P
 
 def renamed(picture: Image.Image, kind: str, name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        picture.save(folder / name, format=kind)
+        picture.save(folder / name, format=kind, quality=100)
         return folder / name
 
     return make
+
+
+LOSSLESS = {"a.webp": {"lossless": True}, "a.jpg": {"quality": 100}}
 
 
 def turned(name: str) -> Callable[[Path], Path]:
@@ -118,20 +121,20 @@ INPUTS = [
           ("a.tif has whole numbers from",)),
     Input(MODES, "fractions from 0 to 1, TIFF", looks(saved(Image.fromarray(G.astype(np.float32) / 255), "a.tif"), G)),
     Input(MODES, "fractions beyond 0 to 1", looks(saved(Image.fromarray(G.astype(np.float32)), "a.tif"), G), True,
-          ("a.tif has fractions from", "to 240")),
+          ("a.tif has fractions from", "to 216")),
     Input(MODES, "fractions with NaN", looks(saved(Image.fromarray(np.full(SIZE, np.nan, np.float32)), "a.tif"), G), True,
           ("a.tif has fractions from nan",)),
-    Input(MODES, "white is zero, TIFF of 8 bits", looks(saved(Image.fromarray(LIGHT), "a.tif", tiffinfo={262: 0}), G)),
+    Input(MODES, "white is zero, TIFF of 8 bits", looks(saved(Image.fromarray(LIGHT), "a.tif", tiffinfo={262: 0}), LIGHT)),
     Input(MODES, "white is zero, TIFF of 16 bits", looks(saved(
         Image.fromarray(LIGHT.astype(np.uint16) * 257), "a.tif", tiffinfo={262: 0}), G)),
     *(Input(MODES, f"turned by EXIF, {name[2:].upper()}", looks(turned(name), G, within))
-      for name, within in (("a.jpg", 12), ("a.png", 0.51), ("a.tif", 0.51), ("a.webp", 0.51))),
-    Input(FORMATS, "`.jfif`, `.jpe`", looks(renamed(GREY, "JPEG", "a.jfif"), G, 12)),
-    Input(FORMATS, "`.JPG`", looks(saved(GREY, "a.JPG"), G, 12)),
+      for name, within in (("a.jpg", 8), ("a.png", 0.51), ("a.tif", 0.51), ("a.webp", 0.51))),
+    Input(FORMATS, "`.jfif`, `.jpe`", looks(renamed(GREY, "JPEG", "a.jfif"), G, 4)),
+    Input(FORMATS, "`.JPG`", looks(saved(GREY, "a.JPG", quality=100), G, 4)),
     Input(FORMATS, "`.webp`", looks(saved(RGB, "a.webp", lossless=True), COLOURS)),
     Input(FORMATS, "`.jp2`", looks(saved(RGB, "a.jp2"), COLOURS, 2)),
     Input(FORMATS, "`.pgm`", looks(saved(GREY, "a.pgm"), G)),
-    Input(FORMATS, "a JPEG called `.png`", looks(renamed(GREY, "JPEG", "a.png"), G, 12)),
+    Input(FORMATS, "a JPEG called `.png`", looks(renamed(GREY, "JPEG", "a.png"), G, 4)),
     Input(FORMATS, "an animation, GIF", looks(saved(GREY, "a.gif", save_all=True, append_images=[RGB.convert("L").rotate(90)]), G),
           True, ("a.gif holds 2 pictures",)),
     Input(FORMATS, "TIFF of two pages", looks(saved(GREY, "a.tif", save_all=True, append_images=[GREY]), G), True,
