@@ -128,7 +128,7 @@ INPUTS = [
     Input(MODES, "white is zero, TIFF of 16 bits", looks(saved(
         Image.fromarray(LIGHT.astype(np.uint16) * 257), "a.tif", tiffinfo={262: 0}), G)),
     *(Input(MODES, f"turned by EXIF, {name[2:].upper()}", looks(turned(name), G, within))
-      for name, within in (("a.jpg", 8), ("a.png", 0.51), ("a.tif", 0.51), ("a.webp", 0.51))),
+      for name, within in (("a.jpg", 12), ("a.png", 0.51), ("a.tif", 0.51), ("a.webp", 0.51))),
     Input(FORMATS, "`.jfif`, `.jpe`", looks(renamed(GREY, "JPEG", "a.jfif"), G, 4)),
     Input(FORMATS, "`.JPG`", looks(saved(GREY, "a.JPG", quality=100), G, 4)),
     Input(FORMATS, "`.webp`", looks(saved(RGB, "a.webp", lossless=True), COLOURS)),
