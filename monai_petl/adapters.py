@@ -6,17 +6,15 @@ fits: a fingerprint of every frozen tensor it was trained against.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from monai_petl.adapt import (
@@ -32,6 +30,17 @@ from monai_petl.adapt import (
     restored_on_error,
     versions,
 )
+from monai_petl.adapter_file import (
+    CHECKSUM,
+    FORMAT,
+    FORMAT_VERSION,
+    AdapterFileError,
+    by_module,
+    checksum,
+    inspect_adapter,
+    read_adapter,
+    short_text,
+)
 from monai_petl.switching import remove_adapter
 from monai_petl.tensor_files import write_tensors
 
@@ -43,12 +52,6 @@ __all__ = [
     "load_adapter",
     "save_adapter",
 ]
-
-FORMAT, FORMAT_VERSION = "monai_petl.adapter", 2  # 1 has the fingerprint under whole names, in hexadecimal
-
-
-class AdapterFileError(ValueError):
-    """The file is not an adapter, is damaged, or does not fit the network."""
 
 
 def adapter_state_dict(network: nn.Module, name: str | None = None) -> dict[str, Tensor]:
@@ -85,7 +88,7 @@ def save_adapter(
         The path.
 
     Raises:
-        ValueError: the network has no such adapter, or it is merged or switched off.
+        ValueError: the network has no such adapter, it is merged or switched off, or holds NaN or infinity.
         OSError: the place cannot be written to.
     """
     name, record = find_record(network, name)
@@ -105,60 +108,17 @@ def save_adapter(
         "class_names": json.dumps([m.class_name for m in record.methods if hasattr(m, "class_name")]),
         "notes": json.dumps(notes),
         "versions": json.dumps(versions()),
-        "fingerprint": json.dumps(_by_module(_fingerprint(network, record)), separators=(",", ":")),
+        "fingerprint": json.dumps(by_module(_fingerprint(network, record)), separators=(",", ":")),
     }
     refuse_merged(network)
     tensors = {_file_name(n, name): t for n, t in adapter_state_dict(network, name).items()}
-    return write_tensors(path, tensors, header, "the adapter")
-
-
-def inspect_adapter(path: str | os.PathLike) -> dict[str, Any]:
-    """What the header of an adapter file says, and its number of values and bytes. Reads no tensor.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        AdapterFileError: it is not an adapter file, is damaged, or comes from a newer version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no adapter file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            shapes = {n: list(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(
-            f"{path} is not an adapter file, or is damaged: {error}. Copy or save it again"
-        ) from error
-    if header.get("format") != FORMAT:
-        raise AdapterFileError(f"{path} is a safetensors file but not an adapter saved by save_adapter")
-    try:
-        version = int(header["format_version"])
-        if version > FORMAT_VERSION:
-            raise AdapterFileError(
-                f"{path} has adapter format {version}; this monai_petl reads up to {FORMAT_VERSION}. Update it: "
-                "pip install --upgrade monai-petl"
-            )
-        decoded = {n: header[n] for n in ("name", "network")}
-        for n in ("methods", "also_train", "class_names", "notes", "versions", "fingerprint"):
-            decoded[n] = json.loads(header[n])
-        named = all(isinstance(m, dict) and isinstance(m.get("method"), str) for m in decoded["methods"])
-        decoded["fingerprint"] = dict(_by_name(decoded["fingerprint"]))
-        if version == 1:
-            decoded["fingerprint"] = {n: _text(bytes.fromhex(h)) for n, h in decoded["fingerprint"].items()}
-        if not named or not isinstance(decoded["also_train"], list):
-            raise ValueError("methods, also_train or fingerprint have another form")
-    except AdapterFileError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise AdapterFileError(f"{path}: the adapter's header is damaged ({error}). Save it again") from error
-    return {
-        "format_version": version,
-        **decoded,
-        "shapes": shapes,
-        "values": sum(_product(shape) for shape in shapes.values()),
-        "bytes": path.stat().st_size,
-    }
+    wrong = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if wrong:
+        raise ValueError(
+            f"adapter {name!r} is not saved: {_some(wrong)} hold NaN or infinity. The training has diverged; lower "
+            "the learning rate"
+        )
+    return write_tensors(path, tensors, {**header, CHECKSUM: checksum(header, tensors)}, "the adapter")
 
 
 def load_adapter(
@@ -183,33 +143,31 @@ def load_adapter(
             left over, or of another shape; a method that is not known here.
         ValueError: the network has an adapter of that name; names the methods of both.
     """
-    header = inspect_adapter(path)
-    unknown = [m["method"] for m in header["methods"] if m["method"] not in Method.registry]
-    if unknown:
-        raise AdapterFileError(
-            f"{path} was made with the method {unknown[0]}, which is not known here. Import the module that defines it first"
-        )
-    try:
-        methods = [
-            Method.registry[m["method"]](**{key: value for key, value in m.items() if key != "method"})
-            for m in header["methods"]
-        ]
-    except TypeError as error:
-        raise AdapterFileError(f"{path} has an option that is not known here: {error}. Update monai-petl") from error
+    header, tensors = read_adapter(path)
+    methods = _methods(path, header)
     refuse_merged(network)
     _check_fingerprint(network, path, header)
     name = name or header["name"]
     with restored_on_error(network):
         if not adapters_of(network):  # a network that is given an adapter is a backbone from now on
             network.requires_grad_(False)
-        record = attach(network, methods, header["also_train"], name)
+        try:
+            record = attach(network, methods, header["also_train"], name)
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error) as error:
+            if name in adapters_of(network):
+                raise
+            raise AdapterFileError(f"{path} cannot be attached to this {type(network).__name__}: {error}") from error
         trained = set(record.tensors)
         own = {_file_name(n, name): t for n, t in named_tensors(network) if n in trained}
         try:
-            _check_shapes(path, {n: list(t.shape) for n, t in own.items()}, header["shapes"])
-            with torch.no_grad(), safe_open(path, framework="pt") as file:
+            if not header["fingerprint"] and _fingerprint(network, record):
+                raise AdapterFileError(f"{path} does not say which backbone it was trained on. Save it again")
+            _check_shapes(
+                path, {n: list(t.shape) for n, t in own.items()}, {n: list(t.shape) for n, t in tensors.items()}
+            )
+            with torch.no_grad():
                 for n, tensor in own.items():
-                    tensor.copy_(file.get_tensor(n))
+                    tensor.copy_(tensors[n])
         except Exception:
             remove_adapter(network, name)
             raise
@@ -218,6 +176,23 @@ def load_adapter(
             tensor.requires_grad_(False)
         keep_frozen(network)
     return network
+
+
+def _methods(path: str | os.PathLike, header: Mapping[str, Any]) -> list[Method]:
+    unknown = [m["method"] for m in header["methods"] if m["method"] not in Method.registry]
+    if unknown:
+        raise AdapterFileError(
+            f"{path} was made with the method {unknown[0]}, which is not known here. Import the module that defines it first"
+        )
+    try:
+        return [
+            Method.registry[m["method"]](**{key: value for key, value in m.items() if key != "method"})
+            for m in header["methods"]
+        ]
+    except TypeError as error:
+        raise AdapterFileError(f"{path} has an option that is not known here: {error}. Update monai-petl") from None
+    except (ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise AdapterFileError(f"{path} has an option that cannot be: {error}. Save it again") from None
 
 
 def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, str]:
@@ -238,31 +213,6 @@ def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, 
     return {n: _hash(before.get(n, t)) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
 
 
-def _by_module(hashes: Mapping[str, str]) -> dict[str, Any]:
-    """Tables within tables, so that the name of a module is written once; one of a single entry is part of its name."""
-    modules: dict[str, dict[str, str]] = {}
-    for name, value in hashes.items():
-        module, _, rest = name.partition(".")
-        modules.setdefault(module, {})[rest] = value
-    tree: dict[str, Any] = {}
-    for module, inside in modules.items():
-        below = inside[""] if "" in inside else _by_module(inside)
-        if isinstance(below, dict) and len(below) == 1:
-            [(name, below)] = below.items()
-            module = f"{module}.{name}"
-        tree[module] = below
-    return tree
-
-
-def _by_name(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The hashes under whole names again."""
-    for name, value in tree.items():
-        if isinstance(value, str):
-            yield prefix + name, value
-        else:
-            yield from _by_name(value, f"{prefix}{name}.")
-
-
 def _file_name(tensor: str, adapter: str) -> str:
     """A delta's tensor without the adapter's name: ``qkv.deltas.lora_kidney.A`` is ``qkv.lora_A`` in files."""
     return re.sub(rf"(^|\.)deltas\.([^.]+)_{re.escape(adapter)}\.", r"\1\2_", tensor)
@@ -272,11 +222,7 @@ def _hash(tensor: Tensor) -> str:
     data = tensor.detach().cpu().contiguous()
     digest = hashlib.blake2b(f"{data.dtype}{tuple(data.shape)}".encode(), digest_size=6)
     digest.update(data.flatten().view(torch.uint8).numpy().data)
-    return _text(digest.digest())
-
-
-def _text(digest: bytes) -> str:
-    return base64.urlsafe_b64encode(digest).decode()
+    return short_text(digest.digest())
 
 
 def _check_fingerprint(network: nn.Module, path: str | os.PathLike, header: Mapping[str, Any]) -> None:
@@ -318,10 +264,3 @@ def _check_shapes(path: str | os.PathLike, network: Mapping[str, list[int]], fil
 def _some(names: list[str], count: int = 3) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more if names else "none"
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for extent in shape:
-        product *= extent
-    return product

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from monai_petl.atomic import written_whole
 
 __all__ = ["write_tensors"]
 
@@ -28,15 +29,12 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], header
     """
     path = Path(path)
     plain = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = Path(folder) / path.name
-            part.touch()  # with the user's usual permissions
-            mode = part.stat().st_mode
+    with written_whole(path, what) as part:
+        part.touch()  # with the user's usual permissions
+        mode = part.stat().st_mode
+        try:
             save_file(plain, part, dict(header))
-            part.chmod(mode)
-            os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {what} to {path}: {error}") from error
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        part.chmod(mode)
     return path

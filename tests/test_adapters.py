@@ -31,6 +31,7 @@ from monai_petl import (
     unmerge,
 )
 from monai_petl.adapt import adapters_of
+from monai_petl.adapter_file import CHECKSUM, checksum
 from monai_petl.methods import BottleneckAdapters, ClassHead, PromptTuning, export_class
 from monai_petl.networks import PUNet
 from tests.conftest import (
@@ -75,12 +76,14 @@ def taught(backbone: PUNet, *methods: Method, also_train=(), steps: int = 2) -> 
 
 
 def rewrite(path: Path, tensors: Callable[[dict], object] = id, header: Callable[[dict], object] = id) -> Path:
-    """Change the tensors or the header of a safetensors file in place."""
+    """Change the tensors or the header of an adapter file in place, as a program that knows the format would."""
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     values = load_file(path)
     tensors(values)
     header(metadata)
+    if CHECKSUM in metadata:
+        metadata[CHECKSUM] = checksum(metadata, values)
     save_file(values, path, metadata)
     return path
 

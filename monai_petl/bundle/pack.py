@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from monai_petl.atomic import write_text, written_whole
 from monai_petl.bundle.checks import FILE_CHECKS, LARGEST, CheckError, SkippedError, large_files_of
 from monai_petl.bundle.errors import root_cause
 from monai_petl.bundle.folder import BundleFolder
@@ -125,17 +125,15 @@ def pack(
         contents["large_files.yml"] = yaml.safe_dump({"large_files": [*entries.values()]}, sort_keys=False).encode()
     target = Path(out) / f"{folder.name}_v{folder.metadata['version']}.zip"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial:
-        part = Path(partial) / target.name
+    with written_whole(target, "the bundle") as part:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in sorted(contents.items()):
                 info = zipfile.ZipInfo(f"{folder.name}/{name}", DATE)
                 info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
                 archive.writestr(info, data)
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
-        os.replace(part, target)
     test = target.parent / f"test_{folder.name}.py"
-    test.write_text(UNIT_TEST.format(name=folder.name), encoding="utf-8")
+    write_text(test, UNIT_TEST.format(name=folder.name), "the unit test")
     return Packed(target, test, {n: len(data) for n, data in contents.items()}, (*entries.values(),), digest, rebuild)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_petl.atomic import write_text
 from monai_petl.cli.command import Command
 
 __all__ = ["VERBS"]
@@ -84,6 +85,7 @@ def inspect(file: str, json: bool = False) -> str:
         "classes": ", ".join(header["class_names"]) or "not named",
         "values": f"{header['values']:,} in {len(header['shapes'])} tensors, {header['bytes']:,} bytes",
         "backbone": f"fingerprint of {len(header['fingerprint'])} frozen tensors",
+        "checksum": "as it was saved" if header["sha256"] else "none (saved before there were checksums)",
         "notes": header["notes"],
         "versions": ", ".join(f"{k} {v}" for k, v in header["versions"].items()),
     }
@@ -153,7 +155,7 @@ def verify(
         chosen = tuple(checks) if checks else None
         done.append(check_bundle(folder.root, schema, chosen, told=lambda line: print(line, flush=True)))
     if out is not None:
-        Path(out).write_text(_json([found.to_dict() for found in done]) + "\n", encoding="utf-8")
+        write_text(out, _json([found.to_dict() for found in done]) + "\n", "the report")
     return None if all(found.ok for found in done) else _Failed("one check or more failed")
 
 

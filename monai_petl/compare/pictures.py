@@ -11,6 +11,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from monai_petl.atomic import written_whole
+
 __all__ = ["PictureTaker"]
 
 
@@ -47,7 +49,8 @@ class PictureTaker:
     def save(self, path: str | Path) -> None:
         """Write an .npz file of ``image_0``, ``label_0``, ``pred_0``, ``image_1``, ... and ``names``, of the cases in order."""
         arrays: dict[str, Any] = {f"{n}_{i}": value for i, one in enumerate(self.taken) for n, value in one.items()}
-        np.savez_compressed(path, names=np.array([self.names[i] for i in self.chosen[: len(self.taken)]]), **arrays)
+        with written_whole(path, "the pictures") as part:
+            np.savez_compressed(part, names=np.array([self.names[i] for i in self.chosen[: len(self.taken)]]), **arrays)
 
 
 def _picture(item: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -8,19 +8,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_petl.atomic import write_text
+
 __all__ = ["read_record", "write_record"]
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What :func:`write_record` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What :func:`write_record` wrote.
+
+    Raises:
+        ValueError: the file is no record; names it.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no record: {error}. Delete it, and its run is made again") from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} is no record: it holds a {type(found).__name__}. Delete it, and its run is made again"
+        )
+    return found
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record so that it appears whole or not at all; what is not finite becomes ``null``."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(_finite(record), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(_finite(record), indent=1) + "\n", "the record")
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
+from monai_petl.atomic import write_text
 from monai_petl.compare.figures import COSTS, class_colours, cost_figure, curves_figure, shots_figure, tile
 from monai_petl.compare.plan import Job
 from monai_petl.compare.results import Results, shots_text
@@ -67,9 +68,7 @@ def write_report(
         circumstances=_circumstances(done),
     )
     path = folder / "report.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, page, "the report")
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from monai_petl.atomic import write_text
 from monai_petl.compare.records import write_record
 from monai_petl.compare.statistics import Difference, paired_difference
 
@@ -133,7 +134,7 @@ class Results:
 
     def save(self, folder: Path) -> None:
         """Write results.csv and results.json."""
-        self.runs().to_csv(folder / "results.csv", index=False)
+        write_text(folder / "results.csv", self.runs().to_csv(index=False), "the results")
         write_record(folder / "results.json", self.to_dict())
 
     @classmethod

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from monai_petl.atomic import write_text
 from monai_petl.data.datalist import SECTIONS, DataError, PathLike
 from monai_petl.data.few_shot import ImageCase, positive_classes
 
@@ -121,7 +122,5 @@ def make_medfmc_table(task: str, images: PathLike, lists: Mapping[str, PathLike]
             if not Path(case["image"]).is_file():
                 raise DataError(f"{path} lists {case['image']}, which is not there; give the folder of the images")
             table.writerow([os.path.relpath(case["image"], target), case["class_name"], case["group"], section])
-    target.mkdir(parents=True, exist_ok=True)
-    partial = target / f".labels.{os.getpid()}.partial"
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    return partial.replace(target / "labels.csv")
+    write_text(target / "labels.csv", text.getvalue(), "the table")
+    return target / "labels.csv"

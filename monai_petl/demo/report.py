@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 
+from monai_petl.atomic import write_text
 from monai_petl.data import class_names
 from monai_petl.demo.checks import read_segmentation
 from monai_petl.demo.figures import dice_figure, learning_curves, overlay_figure
@@ -71,7 +72,7 @@ def write_report(
     }
     images = {name: _save(figure, root / f"{name}.png") for name, figure in pictures.items()}
     report = root / "report.html"
-    report.write_text(_page(summary, classes, images, commands), encoding="utf-8")
+    write_text(report, _page(summary, classes, images, commands), "the report")
     return report
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from monai.bundle import run as run_bundle
 
 from monai_petl.adapters import inspect_adapter
+from monai_petl.atomic import write_text
 from monai_petl.compare import Plan, find_devices, run_plan
 from monai_petl.data import DataError, load_datalist, make_phantom_dataset
 from monai_petl.demo.checks import base_classes_unchanged, dice_by_class
@@ -86,7 +87,7 @@ def demo(
     _segment(steps, folder, settings, section)
     summary = _measure(steps, folder, settings, cases)
     comparison = _compare(steps, folder, settings, section, effort)
-    (root / "summary.json").write_text(json.dumps(summary, indent=4) + "\n", encoding="utf-8")
+    write_text(root / "summary.json", json.dumps(summary, indent=4) + "\n", "the summary")
     report = write_report(root, folder, summary, cases, steps.commands)
     new = settings.new_class
     _say(f"\nDice of {new}, by its prompts: {summary['dice'][new]:.3f}")

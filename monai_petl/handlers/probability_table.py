@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
+from monai_petl.atomic import written_whole
+
 __all__ = ["ProbabilityTable"]
 
 
@@ -41,8 +43,5 @@ class ProbabilityTable:
             )
 
     def _write(self, engine: Engine) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with written_whole(self.path, "the table") as part, part.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([["file", "prediction", *self.class_names], *self.rows])
-        partial.replace(self.path)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import monai.handlers
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
-from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.handlers import CheckpointLoader
+
+from monai_petl.handlers.checkpoint_saver import CheckpointSaver
 
 __all__ = ["BestMetric", "ResumableTraining", "require_checkpoint"]
 
@@ -75,13 +79,24 @@ class ResumableTraining:
 
 
 def require_checkpoint(resume_path: str | os.PathLike | None) -> None:
-    """Refuse a path without a file before anything is built or written.
+    """Refuse a path without a whole checkpoint before anything is built or written.
 
     Raises:
         FileNotFoundError: a path is given and there is no file.
+        ValueError: the file was cut off or is none of torch's; names whole ones beside it.
     """
-    if resume_path is not None and not Path(resume_path).is_file():
+    if resume_path is None:
+        return
+    path = Path(resume_path)
+    if not path.is_file():
         raise FileNotFoundError(f"resume_path names no checkpoint: {resume_path}")
+    if not zipfile.is_zipfile(path):  # whose table of contents is at the end
+        others = sorted(str(other) for other in path.parent.glob("*.pt") if zipfile.is_zipfile(other))
+        remedy = f"Resume from {' or '.join(others)}" if others else "Start anew, without resume_path"
+        raise ValueError(
+            f"resume_path {resume_path} is damaged: {path.stat().st_size:,} bytes without an end, as after a stop while it was "
+            f"written. {remedy}"
+        )
 
 
 class BestMetric:
@@ -103,7 +118,9 @@ class BestMetric:
 
     def __init__(self, evaluator: Evaluator, handlers: Sequence[Any], files: Sequence[str | os.PathLike]) -> None:
         self.evaluator, self.files = evaluator, list(files)
-        self.savers = [h for h in handlers if isinstance(h, CheckpointSaver) and h._key_metric_checkpoint]
+        self.savers = [
+            h for h in handlers if isinstance(h, monai.handlers.CheckpointSaver) and h._key_metric_checkpoint
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Value and epoch of the best validation (-1 when there was none), and what MONAI's savers know of theirs."""

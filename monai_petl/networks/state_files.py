@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from monai_petl.atomic import written_whole
 
 __all__ = ["read_state_dict", "save_network"]
 
@@ -31,8 +32,16 @@ def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
         raise FileNotFoundError(f"no pre-trained network at {path}. {hint}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a state dict, it may be damaged or truncated: {error}") from error
+    except pickle.UnpicklingError:  # torch's own advice is to execute what the file holds
+        raise ValueError(
+            f"{path} is no state dict of tensors: it holds Python objects, which could run code, or is no file of torch.save. "
+            "Save network.state_dict() and give that file"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} cannot be read as a state dict, it may be damaged or truncated ({reason}). Copy or download it again"
+        ) from None
     return state.get("model", state) if isinstance(state, Mapping) else {}
 
 
@@ -50,9 +59,6 @@ def save_network(network: nn.Module, path: str | os.PathLike) -> Path:
         OSError: it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        part = Path(folder) / path.name
+    with written_whole(path, "the network") as part:
         torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, part)
-        os.replace(part, path)
     return path
