@@ -41,15 +41,14 @@ def is_refusal(error: BaseException) -> bool:
     """Whether the error is about what the user gave, and its sentence all that is needed: no fault of a program."""
     cause = root_cause(error)
     if _FROM_WORKER.search(str(cause)):
-        raised = re.match(r"(?:\w+\.)*(\w+): ", _raised_in_worker(str(cause)))
-        return raised is not None and raised[1] in _names_of_refusals()
+        return _kind_of(error) in _names_of_refusals()
     if not isinstance(cause, REFUSALS):
         return False
     return not isinstance(cause, TypeError) or _raised_by_us(cause)
 
 
 def say_errors_last() -> None:
-    """End a Python process that an error stops with one sentence as its last line.
+    """End a Python process that an error stops with its sentence as the last line, ``DataError: ...`` for instance.
 
     What a user can mend is that sentence alone; anything else shows Python's traceback first. Set the environment variable
     ``MONAI_PETL_TRACEBACK`` to see the traceback in both cases. Bundles call this in ``initialize``, since
@@ -68,7 +67,7 @@ def _sentence_last(kind: type[BaseException], error: BaseException, trace: Trace
         print(f"(set {SHOW_TRACEBACK}=1 to see where this was raised)", file=sys.stderr)
     else:
         traceback.print_exception(kind, error, trace)
-    print(f"error: {sentence_of(error)}", file=sys.stderr, flush=True)
+    print(f"{_kind_of(error)}: {sentence_of(error)}", file=sys.stderr, flush=True)
     if threading.active_count() > 1:
         _leave()
 
@@ -79,6 +78,13 @@ def _leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
+
+
+def _kind_of(error: BaseException) -> str:
+    """The class of the error, in a data worker too."""
+    cause = root_cause(error)
+    raised = re.match(r"(?:\w+\.)*(\w+): ", _raised_in_worker(str(cause))) if _FROM_WORKER.search(str(cause)) else None
+    return raised[1] if raised else type(cause).__name__
 
 
 def _component(error: BaseException) -> str:

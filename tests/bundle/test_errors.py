@@ -97,9 +97,15 @@ def test_the_last_line_of_a_bundle_run_is_ours_and_whole(tmp_path: Path) -> None
     nib.save(nib.Nifti1Image(voxels, nib.load(image).affine), image)
     names = ("--class_names", "['liver']")
     for words, sentence in (
-        (("--dataset_dir", "/nowhere", *names), "error: dataset_dir names no folder: /nowhere. Give the data set's"),
-        (("--dataset_dir", data, *names, "--epoch", 3), "error: the config has no id 'epoch', which --epoch would set"),
-        (("--dataset_dir", data, *names, "--num_workers", 2), f"error: {image} holds NaN or infinite values"),
+        (
+            ("--dataset_dir", "/nowhere", *names),
+            "DataError: dataset_dir names no folder: /nowhere. Give the data set's",
+        ),
+        (
+            ("--dataset_dir", data, *names, "--epoch", 3),
+            "ValueError: the config has no id 'epoch', which --epoch would set",
+        ),
+        (("--dataset_dir", data, *names, "--num_workers", 2), f"ValueError: {image} holds NaN or infinite values"),
     ):
         done = run_bundle(root, *words)
         lines = done.stderr.strip().splitlines()

@@ -77,9 +77,8 @@ def test_a_checkpoint_goes_only_when_its_successor_is_there(tmp_path, monkeypatc
 def test_one_checkpoint_is_kept(tmp_path):
     network = nn.Linear(2, 1)
     trainer(network, ResumableTraining(tmp_path, {"model": network}, interval=1), epochs=4).run()
-    assert [path.name for path in tmp_path.iterdir()] == ["training_checkpoint_epoch=4.pt"] or len(
-        list(tmp_path.iterdir())
-    ) == 1
+    (left,) = tmp_path.iterdir()
+    assert "epoch=4" in left.name
 
 
 def test_a_checkpoint_that_was_cut_off_is_refused_with_a_whole_one(tmp_path):
@@ -103,9 +102,7 @@ def test_a_network_that_is_not_finite_is_not_saved(tmp_path, value):
     before = (tmp_path / "model.pt").read_bytes()
     with torch.no_grad():
         network.weight[0, 0] = value
-    with pytest.raises(
-        ValueError, match=r"the network was not saved: weight holds NaN or infinity.*model\.pt is kept as it was"
-    ):
+    with pytest.raises(ValueError, match=r"not saved: weight holds NaN or infinity.*model\.pt is kept as it was"):
         engine.run([0])
     assert (tmp_path / "model.pt").read_bytes() == before
 
@@ -122,4 +119,4 @@ def test_tables_of_metrics_are_those_of_monai_and_leave_nothing_behind(tmp_path)
     MetricsSaver(str(tmp_path), metrics=["dice"]).attach(engine)
     engine.run([0])
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
-    assert (tmp_path / "metrics.csv").read_text(encoding="utf-8").split() == ["dice", "0.5"]
+    assert (tmp_path / "metrics.csv").read_text(encoding="utf-8").split() == ["dice,0.5"]
