@@ -21,25 +21,26 @@ with written_whole(sys.argv[1]) as part:
 """
 
 
+def half(path: Path, error: Exception) -> None:
+    with written_whole(path, "the table") as part:
+        part.write_text("half", encoding="utf-8")
+        raise error
+
+
 def test_an_error_leaves_the_former_file_and_nothing_else(tmp_path):
     write_text(tmp_path / "deep" / "a.txt", "old")
-    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "deep" / "a.txt") as part:
-        part.write_text("half", encoding="utf-8")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        half(tmp_path / "deep" / "a.txt", ZeroDivisionError())
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
     assert (tmp_path / "deep" / "a.txt").read_text(encoding="utf-8") == "old"
 
 
 def test_a_full_disk_says_what_is_free_and_that_the_former_file_is_kept(tmp_path):
     write_text(tmp_path / "a.txt", "old")
-    with (
-        pytest.raises(
-            OSError, match=r"cannot write the table to .*a\.txt: No space.* MiB are free.* former file is kept"
-        ),
-        written_whole(tmp_path / "a.txt", "the table") as part,
+    with pytest.raises(
+        OSError, match=r"cannot write the table to .*a\.txt: No space.* MiB are free.* former file is kept"
     ):
-        part.write_text("half", encoding="utf-8")
-        raise OSError(28, "No space left on device")
+        half(tmp_path / "a.txt", OSError(28, "No space left on device"))
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
 
 

@@ -72,8 +72,8 @@ def save_whole(state: Any, path: Path, what: str) -> None:
     with written_whole(path, what) as part:
         try:
             torch.save(state, part)
-        except RuntimeError as error:  # of torch's writer, where the disk is full
-            raise OSError(str(error).strip().splitlines()[0]) from error
+        except RuntimeError as error:
+            raise OSError("torch could not write it whole; the disk is full, or files may not be this large") from error
 
 
 def _not_finite(state: Any, name: str = "") -> str:
