@@ -59,7 +59,8 @@ def compare(
 
     Raises:
         FileNotFoundError: there is no such bundle.
-        ValueError: an argument is out of range, or ``out`` holds another comparison.
+        ValueError: an argument is out of range, ``out`` holds another comparison, or runs failed: when some did, the report
+            of the others is written first; when all did, there is none.
     """
     root = _bundle(bundle)
     trials, seconds = parse_budget(budget)
@@ -84,7 +85,9 @@ def compare(
     command = _command(
         bundle, methods, settings, seeds=seeds, shots=shots, budget=budget, section=section, margin=margin, out=out
     )
-    return run_plan(plan, Path(out), find_devices(devices), title, attribution, command)
+    report = run_plan(plan, Path(out), find_devices(devices), title, attribution, command)
+    _require_all(Results.load(report.with_name("results.json")).records, report)
+    return report
 
 
 def run_plan(
@@ -103,14 +106,32 @@ def run_plan(
         devices: see :func:`find_devices`.
         title, attribution: see :func:`compare`.
         command: the command line, for the report.
+
+    Raises:
+        ValueError: every run failed; gives the first reason.
     """
     folder = folder.resolve()
     plan.save(folder)
     schedule = Schedule(plan, folder, devices)
     records = schedule.run()
+    if not any(record["status"] == "done" for record in records):
+        raise ValueError(f"all {len(records)} runs failed: {_reason(records[0])}. Their logs are in {folder / 'runs'}")
     results = Results(plan.to_dict(), records, schedule.trials() if plan.trials > 1 else ())
     results.save(folder)
     return write_report(results, folder, title, attribution, command)
+
+
+def _require_all(records: Sequence[Mapping[str, Any]], report: Path) -> None:
+    failed = [record for record in records if record["status"] != "done"]
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(records)} runs failed, first {_reason(failed[0])}. The others are in {report}; the same "
+            "command tries the failed ones again"
+        )
+
+
+def _reason(record: Mapping[str, Any]) -> str:
+    return f"{record['method']} with seed {record['seed']}: {record.get('error') or 'no reason was given'}"
 
 
 def _bundle(path: str) -> Path:

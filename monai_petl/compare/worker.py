@@ -27,7 +27,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys
 
-from monai_petl.bundle import root_cause
+from monai_petl.bundle import root_cause, sentence_of
 from monai_petl.compare.pictures import PictureTaker
 from monai_petl.compare.plan import RATES
 from monai_petl.compare.records import write_record
@@ -265,8 +265,7 @@ def main(path: str) -> None:
         record = {"status": "done", **run_job(job)}
     except Exception as error:
         traceback.print_exc()
-        cause = root_cause(error)
-        record = {"status": "failed", "error": f"{type(cause).__name__}: {cause}"[:500]}
+        record = {"status": "failed", "error": f"{type(root_cause(error)).__name__}: {sentence_of(error)}"[:500]}
     taken = {"run_seconds": round(time.time() - job["begun"], 1)}
     write_record(target, {**job["run"], **record, **taken})
 

@@ -80,7 +80,8 @@ def settings_for(
         raise ValueError(f"labelled must be at least 1, got {labelled}")
     cases, names = load_datalist(folder), list(class_names(folder))
     base_classes = [base_classes] if isinstance(base_classes, str) else base_classes
-    require_data(cases, folder, [*([new_class] if new_class else []), *(base_classes or [])])
+    wanted = [*([new_class] if new_class else []), *(base_classes or [])]
+    require_data(cases, folder, list(dict.fromkeys(wanted)))
     other = [case["image"] for case in cases if not case["image"].endswith((".nii", ".nii.gz"))]
     if other:
         raise DataError(

@@ -158,7 +158,12 @@ def test_the_command(tmp_path: Path, data: Path) -> None:
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "monai_petl", "compare", str(INFLATED.path), *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 1, done.stderr[-3000:]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "error: 1 of 3 runs failed, first sorcery with seed 0: ValueError: method must be one of lora"
+    )
+    assert f"The others are in {tmp_path / 'out' / 'report.html'}" in last
     assert "head, 2 labelled, seed 0: 0." in done.stderr
     assert "sorcery, 2 labelled, seed 0: ValueError: method must be one of lora" in done.stderr
     assert {path.name for path in (tmp_path / "out").glob("[!.]*.*")} == {
@@ -174,6 +179,17 @@ def test_the_command(tmp_path: Path, data: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "compare" in page
     assert page.count('src="data:image/png') == 4
+
+
+@pytest.mark.slow
+def test_a_comparison_of_which_every_run_fails_ends_with_the_reason_and_no_report(tmp_path: Path) -> None:
+    arguments = ["--methods", "head", "--seeds", "1", "--out", str(tmp_path / "out"), "--dataset_dir", "/nowhere"]
+    command = [sys.executable, "-m", "monai_petl", "compare", str(INFLATED.path), *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: all 1 runs failed: head with seed 0: ")
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize(
