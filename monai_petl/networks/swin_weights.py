@@ -81,8 +81,8 @@ def _require_fit(
         name = other[0]
         there, here = tuple(given[name].shape), tuple(own[name].shape)
         raise ValueError(
-            f"{path} does not fit this SwinUNETR: {len(other)} tensors have another shape, first {name}, {there} in the file and "
-            f"{here} here. Give the feature_size, depths, num_heads and in_channels that it was trained with"
+            f"{path} does not fit this SwinUNETR: {len(other)} tensors have another shape, first {name}, {there} in the file "
+            f"and {here} here. Give the feature_size, depths, num_heads and in_channels that it was trained with"
         )
     kinds = ((missing, "missing"), (extra, "left over"))
     parts = [f"{len(names)} tensors are {what} ({', '.join(names[:3])})" for names, what in kinds if names]
