@@ -103,7 +103,8 @@ def _renamed(
     """Tensors under the names of the family's table; every key is renamed, dropped or an error."""
     tensors: dict[str, Tensor] = {}
     unknown = []
-    has_norm = any(family.rename(key) == "norm.weight" for key in plain.values())
+    pooled_norms = {found[1] for key in plain.values() if (found := POOLED_NORM.fullmatch(key))}
+    has_norm = any(family.rename(key) == "norm.weight" for key in plain.values()) or len(pooled_norms) < 2
     for key, tensor in state.items():
         pooled = POOLED_NORM.fullmatch(plain[key]) if family.kind == "vit" else None
         if pooled and has_norm:
@@ -115,8 +116,8 @@ def _renamed(
             report.renamed[key] = name
             if pooled and name == "norm.weight":
                 report.notes.append(
-                    f"{key} is the only norm behind the blocks: the source applies it after averaging the tokens, this network to "
-                    "each token"
+                    f"{key} is the only norm behind the blocks: the source applies it after averaging the tokens, this "
+                    "network to each token"
                 )
         elif reason := family.reason_to_drop(plain[key]):
             report.dropped[key] = reason
