@@ -95,12 +95,13 @@ def _pixels(picture: Image.Image, bits: int) -> NDArray[np.generic]:
         )
     white_is_zero = picture.format == "TIFF" and dict(getattr(picture, "tag_v2", {})).get(PHOTOMETRIC) == 0
     picture.load()
-    picture = ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith("I"):
         return _sixteen_bits(np.asarray(picture), picture.mode, 4095 if bits == 12 else 65535, white_is_zero)
     if picture.mode == "F":
         return _floats(np.asarray(picture), white_is_zero)
-    pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA", "La") else "RGB"))
+    mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+    pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))  # convert copies what is right as well
     if bits == 16 and pixels.max() < TWELVE_BITS // 256:
         raise DataError(_nearly_black(256 * int(pixels.max()) + 255))
     return pixels
