@@ -27,7 +27,7 @@ from monai_petl.data.few_shot import require_disjoint
 from monai_petl.data.folders import say_once, summarised
 from monai_petl.data.image_json import read_image_json
 from monai_petl.data.image_table import read_table, section_of
-from monai_petl.data.pictures import is_image, read_picture
+from monai_petl.data.pictures import is_image, is_picture, read_picture
 
 __all__ = ["image_classes", "load_image_list", "require_images"]
 
@@ -107,6 +107,7 @@ def require_images(
     class_names: Sequence[str] = (),
     validation: Sequence[Mapping[str, Any]] = (),
     images: str | None = None,
+    intensity_window: Sequence[float] = (),
 ) -> None:
     """Stops with a clear sentence before anything is trained or predicted. To be called first in a bundle's ``run``.
 
@@ -119,10 +120,11 @@ def require_images(
         class_names: classes of which there has to be an image.
         validation: further images.
         images: the pattern of file names that they were found by, where it was not the folder.
+        intensity_window: black and white of the transforms that follow. Pictures are read from 0 to 255, whatever their bits.
 
     Raises:
-        DataError: the list is empty, a class has no image, a file is missing or no image, or the two lists share images or
-            groups.
+        DataError: the list is empty, a class has no image, a file is missing or no image, the two lists share images or
+            groups, or the window is not meant for pictures.
     """
     class_names = require_names(class_names)
     remedy = "Give the data set's folder as --dataset_dir; docs/data.md describes its layout."
@@ -141,6 +143,12 @@ def require_images(
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(f"{len(missing)} images that {dataset_dir} lists are not there, first {missing[0]}")
+    pictures = [path for path in paths if is_picture(path)]
+    if pictures and intensity_window and max(intensity_window) > 255:
+        raise DataError(
+            f"intensity_window is {list(intensity_window)}, but pictures such as {pictures[0]} are read from 0 to 255, "
+            "those of 16 bits too; leave intensity_window out"
+        )
     with ThreadPoolExecutor() as threads:  # decoders let go of Python's lock
         flaws = list(tqdm(threads.map(_flaw, paths), "images", len(paths), leave=False, disable=None))
     bad = [f"{path} {flaw}" for path, flaw in zip(paths, flaws, strict=True) if flaw]

@@ -101,7 +101,9 @@ def _pixels(picture: Image.Image, bits: int) -> NDArray[np.generic]:
     if picture.mode == "F":
         return _floats(np.asarray(picture), white_is_zero)
     mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
-    pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))  # convert copies what is right as well
+    pixels = np.asarray(
+        picture if picture.mode == mode else picture.convert(mode)
+    )  # convert copies what is right as well
     if bits == 16 and pixels.max() < TWELVE_BITS // 256:
         raise DataError(_nearly_black(256 * int(pixels.max()) + 255))
     return pixels
