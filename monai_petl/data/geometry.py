@@ -15,6 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from monai_petl.data.errors import DataError
+from monai_petl.data.nifti_header import header_alone
 
 __all__ = ["MAX_SPACING", "MIN_SPACING", "Affine", "check_affine", "require_one_reading", "sitk_affine"]
 
@@ -49,22 +50,27 @@ def check_affine(affine: Affine) -> None:
         )
 
 
-def require_one_reading(image: nib.Nifti1Image, path: str) -> None:
+def require_one_reading(image: nib.Nifti1Pair, header: nib.Nifti1Header) -> None:
     """Refuse a NIfTI file whose geometry ITK reads otherwise than nibabel, by more than 0.001 mm or 0.001 degrees.
 
     Origin and voxel size are compared in mm, axes in degrees. Axes that are not at right angles are read by nibabel alone, and
-    exactly. Only headers are read.
+    exactly.
+
+    Args:
+        image: as nibabel has opened it.
+        header: as the file has it, see :func:`monai_petl.data.nifti_header.raw_header`.
 
     Raises:
         DataError: to follow the file's name, with both readings and the remedy.
     """
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NiftiImageIO")
-    reader.SetFileName(path)
     told = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would print the same in other words
     try:
-        reader.ReadImageInformation()
+        with header_alone(header) as path:
+            reader.SetFileName(path)
+            reader.ReadImageInformation()
     except RuntimeError:  # what ITK cannot read at all, it cannot read otherwise
         return
     finally:

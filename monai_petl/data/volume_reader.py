@@ -11,7 +11,7 @@ from monai.utils import ensure_tuple
 
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.folders import ending_of
-from monai_petl.data.volume_files import BROKEN, last_line, open_volume
+from monai_petl.data.volume_files import BROKEN, open_volume, unreadable
 
 __all__ = ["VolumeReader"]
 
@@ -49,7 +49,7 @@ class VolumeReader(NibabelReader):
         except DataError as error:
             raise DataError(f"{name} {error}") from None
         except BROKEN as error:
-            raise DataError(f"{name} cannot be read: {last_line(error)}") from None
+            raise DataError(f"{name} {unreadable(error)}") from None
 
 
 class _File:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_petl.data.errors import DataError, PathLike
-from monai_petl.data.volume_files import BROKEN, last_line, open_volume
+from monai_petl.data.volume_files import BROKEN, open_volume, unreadable
 
 __all__ = [
     "MOST_FRACTION",
@@ -71,7 +71,7 @@ def array_of(image: nib.spatialimages.SpatialImage) -> NDArray[np.generic]:
     try:
         return np.asanyarray(image.dataobj)
     except BROKEN as error:
-        raise DataError(f"cannot be read: {last_line(error)}") from error
+        raise unreadable(error) from error
 
 
 def intensity_range(voxels: NDArray[np.generic]) -> tuple[float, float]:
