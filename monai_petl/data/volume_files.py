@@ -100,12 +100,12 @@ def _by_nibabel(path: Path) -> nib.spatialimages.SpatialImage:
     if dtype.names is not None or dtype.kind not in "iufb":
         kind = "colours" if dtype.names is not None else "complex numbers"
         raise DataError(f"holds {kind} ({dtype}), where a volume has one real number a voxel. Save one channel alone")
+    check_affine(np.asarray(image.affine, dtype=np.float64))
     require_whole(image)
     if header is None:
         require_sound_mgh(path)
     else:
-        if np.isfinite(image.affine).all():
-            require_one_reading(image, header)
+        require_one_reading(image, header)
         require_sound_nifti(image, header)
     voxels = CheckedVoxels(image) if packed(image.file_map["image"].filename) else image.dataobj
     if header is None:
@@ -149,8 +149,8 @@ def _by_itk(path: Path) -> nib.Nifti1Image:
     lengths = np.linalg.norm(np.array(image.GetDirection()).reshape(n, n), axis=0)
     if np.abs(lengths - 1).max() > 1e-3:
         raise DataError(
-            f"has directions of length {' and '.join(f'{length:.4g}' for length in lengths)}, where 1 is expected, so the voxel "
-            "size is given twice. Write it again with SimpleITK or 3D Slicer"
+            f"has directions of length {' and '.join(f'{length:.4g}' for length in lengths)}, where 1 is expected, so the "
+            "voxel size is given twice. Write it again with SimpleITK or 3D Slicer"
         )
     voxels = sitk.GetArrayViewFromImage(image).T.copy(order="F")
     return nib.Nifti1Image(voxels, _four_by_four(sitk_affine(image)), dtype=voxels.dtype)
