@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from monai_petl.adapt import Method, find_record
 from monai_petl.deltas import Delta, add_delta, deltas_of
+from monai_petl.methods.foreign_attention import require_known_blocks
 from monai_petl.methods.targets import vision_transformers
 from monai_petl.observe import observe
 
@@ -175,6 +176,7 @@ class EPT(Method):
                 f"EPT needs a vision transformer whose tokens all attend to each other (MONAI's ViT or UNETR); got "
                 f"{type(network).__name__}. Use LoRA() for windows and convolutions"
             )
+        require_known_blocks(network, transformers)
         for where, transformer in transformers:
             vit: Any = transformer
             tokens = vit.patch_embedding.position_embeddings.shape[1] + hasattr(vit, "cls_token")

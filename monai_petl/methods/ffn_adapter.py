@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from monai_petl.adapt import Method
 from monai_petl.deltas import Delta, add_delta
+from monai_petl.methods.foreign_attention import require_known_blocks
 from monai_petl.methods.targets import transformer_blocks
 
 __all__ = ["FFNAdapter", "FFNAdapterDelta"]
@@ -91,7 +92,9 @@ class FFNAdapter(Method):
             raise ValueError(f"norm must be 'none', 'in' or 'out', got {self.norm!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        for _, block in transformer_blocks(network):
+        blocks = transformer_blocks(network)
+        require_known_blocks(network, blocks)
+        for _, block in blocks:
             mlp = cast(MLPBlock, block.mlp)
             width = mlp.linear2.out_features
             add_delta(

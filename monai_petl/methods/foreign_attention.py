@@ -1,14 +1,15 @@
 """Attention of other libraries: found so that no default is guessed for a network that has it.
 
 timm, Hugging Face, torchvision and Segment Anything write attention in classes of their own. What LoRA takes by default, q and
-v of MONAI's attention or all convolutions, would leave theirs out without a word.
+v of MONAI's attention or all convolutions, would leave theirs out without a word. So would it in networks that work by linear
+layers, such as MLP-Mixer.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from monai.networks.blocks.crossattention import CrossAttentionBlock
@@ -16,16 +17,19 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets.swin_unetr import WindowAttention
 from torch import nn
 
-from monai_petl.methods.targets import CONVOLUTIONS, backbone_modules
+from monai_petl.methods.targets import CONVOLUTIONS, backbone_modules, has_attention
 
-__all__ = ["collapsed", "foreign_attention", "require_known_attention"]
+__all__ = ["collapsed", "foreign_attention", "require_known_attention", "require_known_blocks", "require_known_layers"]
 
 KNOWN = (SABlock, WindowAttention, CrossAttentionBlock)
 PROJECTIONS = re.compile(
-    r"(^|_)(qkv|kv|[qkv]|query|key|value|queries|keys|values|to_(q|k|v|qkv|kv)|in_proj|query_key_value|c_attn"
-    r"|[qkv]_?(proj|lin|linear)|w[qkv]|qkv_proj)$"
+    r"(^|_)(qkvs?|kv|qk|[qkv]|query|key|value|queries|keys|values|to_(q|k|v|qkv|kv)|in_proj|query_key_value|c_attn|theta|phi"
+    r"|(q|k|v|qkv|query|key|value)_?(proj|projection|lin|linear|conv|net)|w(q|k|v|qkv))$",
+    re.IGNORECASE,
 )
-SCALED = ("scaled_dot_product_attention", "multi_head_attention_forward", "softmax")
+FUSED = ("scaled_dot_product_attention", "multi_head_attention_forward")
+SCALED = (*FUSED, "softmax")
+WRAPPED = 16  # layers inside a projection: one with its norm, or one a head; a whole encoder has more
 
 
 def foreign_attention(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -40,48 +44,105 @@ def foreign_attention(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def require_known_attention(network: nn.Module) -> None:
+def require_known_attention(network: nn.Module, remedy: str = "give targets, patterns of the layers to adapt") -> None:
     """Refuse to choose layers in a network with attention of another library.
 
     Raises:
         ValueError: lists the layers that could be taken.
     """
     found = foreign_attention(network)
-    if not found:
+    if found:
+        place, module = found[0]
+        raise ValueError(
+            f"this {type(network).__name__} has attention of another library ({type(module).__name__}, {len(found)} times, "
+            f"first {place or 'itself'}), so no layers are chosen for you; {remedy}. It could take: "
+            f"{collapsed(_layers(network))}"
+        )
+
+
+def require_known_blocks(network: nn.Module, blocks: Sequence[object]) -> None:
+    """Refuse to adapt MONAI's blocks alone in a network that has attention of another library beside them.
+
+    Raises:
+        ValueError: lists the layers that could be taken.
+    """
+    if blocks:
+        require_known_attention(network, "use LoRA(targets=[...]) with patterns of the layers to adapt")
+
+
+def require_known_layers(network: nn.Module) -> None:
+    """Refuse a default of convolutions where they are the smaller part, besides what :func:`require_known_attention` refuses.
+
+    Raises:
+        ValueError: lists the layers that could be taken.
+    """
+    require_known_attention(network)
+    if has_attention(network):
         return
-    place, module = found[0]
-    layers = [
+    layers: list[Any] = [network.get_submodule(name) for name in _layers(network)]
+    linear = [layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear)]
+    others = [layer.weight.numel() for layer in layers if not isinstance(layer, nn.Linear)]
+    if len(linear) > len(others) and sum(linear) > sum(others):
+        raise ValueError(
+            f"this {type(network).__name__} works by linear layers ({len(linear)}, beside {len(others)} convolutions), so no "
+            f"layers are chosen for you; give targets, patterns of the layers to adapt. It could take: "
+            f"{collapsed(_layers(network))}"
+        )
+
+
+def collapsed(names: Iterable[str]) -> str:
+    """Names as patterns, ``*`` for numbers, and how many there are of each: ``blocks.*.attn.qkv (12)``.
+
+    A number at the end stays, since the layers of one block are not alike.
+    A pattern that would also match other names of the list gives way to the first name and the number of its like.
+    """
+    names = list(names)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"(?<![^._])\d+(?=\.)", "*", name), []).append(name)
+    parts = []
+    for pattern, group in groups.items():
+        exact = len(group) > 1 and sum(fnmatchcase(name, pattern) for name in names) == len(group)
+        others = f" and {len(group) - 1} like it" if len(group) > 1 else " (1)"
+        parts.append(f"{pattern} ({len(group)})" if exact else f"{group[0]}{others}")
+    return ", ".join(parts)
+
+
+def _layers(network: nn.Module) -> list[str]:
+    """Names of the layers that can be adapted, without the output of torch's attention, which never calls it."""
+    return [
         name
         for name, layer in backbone_modules(network)
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and not _in_torchs_own(network, name)
     ]
-    raise ValueError(
-        f"this {type(network).__name__} has attention of another library ({type(module).__name__}, {len(found)} times, first "
-        f"{place or 'itself'}), so no layers are chosen for you; give targets, patterns of the layers to adapt. It could take: "
-        f"{collapsed(layers)}"
-    )
-
-
-def collapsed(names: Iterable[str]) -> str:
-    """Names with ``*`` for numbers and how many there are of each: ``blocks.*.attn.qkv (12)``."""
-    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)", "*", name) for name in names)
-    return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
 def _is_attention(module: Any) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return True
-    own = [name for name, child in module.named_children() if isinstance(child, (nn.Linear, *CONVOLUTIONS))]
-    if not own:
+    own = [name for name, child in module.named_children() if _projects(child)]
+    own += [name.removesuffix("_weight") for name, p in module.named_parameters(recurse=False) if p.ndim > 1]
+    if not own or isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         return False
     projects = sum(bool(PROJECTIONS.search(name)) for name in own)
     named = re.search("attention|attn", type(module).__name__, re.IGNORECASE)
-    return projects > 0 and bool(named or projects > 1 or "qkv" in own or _scales(type(module)))
+    if projects == 0:
+        return _names(type(module), FUSED)
+    return bool(named or projects > 1 or any(name.lower() in ("qkv", "qkvs") for name in own)) or _names(
+        type(module), SCALED
+    )
 
 
-def _scales(kind: Any) -> bool:
-    functions = [getattr(member, "__code__", None) for base in kind.__mro__ for member in vars(base).values()]
-    return any(code is not None and set(SCALED) & {*code.co_names} for code in functions)
+def _projects(child: nn.Module) -> bool:
+    """Whether a part is a linear layer or a convolution, bare or with a norm around it."""
+    inside = sum(isinstance(module, (nn.Linear, *CONVOLUTIONS)) for module in child.modules())
+    return 0 < inside <= WRAPPED
+
+
+def _names(kind: Any, functions: Iterable[str]) -> bool:
+    """Whether code of a class names one of the functions."""
+    codes = [getattr(member, "__code__", None) for base in kind.__mro__ for member in vars(base).values()]
+    return any(code is not None and {*functions} & {*code.co_names} for code in codes)
 
 
 def _in_torchs_own(network: nn.Module, name: str) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 
 from monai_petl.adapt import Method
 from monai_petl.deltas import add_delta
-from monai_petl.methods.foreign_attention import collapsed, require_known_attention
+from monai_petl.methods.foreign_attention import collapsed, require_known_layers
 from monai_petl.methods.lora_layers import largest_rank, lora_delta
 from monai_petl.methods.targets import CONVOLUTIONS, TRANSPOSED, Site, backbone_modules, find_sites, has_attention
 
@@ -36,7 +36,8 @@ class LoRA(Method):
         targets: roles (``"q"``, ``"v"``, ``"mlp"``, ``"conv"``, ... see :data:`monai_petl.methods.ROLES`), presets
             (``"attention"``, ``"all-linear"``, ``"all-conv"``) or glob patterns of whole layer names. Default: q and v where
             the network has attention (ViT, UNETR, SwinUNETR), all convolutions elsewhere (UNet, SegResNet, DynUNet). A network
-            with attention of another library (timm, Hugging Face, torchvision) has no default: its layers are listed.
+            with attention of another library (timm, Hugging Face, torchvision), or of linear layers (MLP-Mixer), has no
+            default: its layers are listed.
         exclude: patterns of names to leave out.
         dropout: on the input of the low-rank path, in training.
         init: of A: ``"kaiming"`` (uniform within 1 / sqrt(inputs), as the authors' code) or ``"gaussian"`` (deviation 1 / r).
@@ -129,7 +130,7 @@ class LoRA(Method):
     def _targets(self, network: nn.Module) -> Sequence[str]:
         if self.targets is not None:
             return self.targets
-        require_known_attention(network)
+        require_known_layers(network)
         return ["q", "v"] if has_attention(network) else ["all-conv"]
 
     def _check(self) -> None:

@@ -1,11 +1,12 @@
 """The layers that a network's output comes from, found by running it: the head of a network that nobody has described.
 
 From each output the graph of autograd is followed back, through activations, norms, resizing and reshaping, to the first
-linear layer or convolution on each way.
+linear layer or convolution on each way. Deep supervision has outputs in training alone, so both modes are looked at.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,19 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from monai_petl.frozen import acts_in_training
 from monai_petl.methods.targets import CONVOLUTIONS, TRANSPOSED, used_modules
 
 __all__ = ["example_inputs", "output_layers", "runs_on"]
 
+logger = logging.getLogger(__name__)
+
 LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 SIZES = (32, 64, 96, 128, 16, 224, 256)  # voxels or pixels along each axis, in the order in which they are tried
+TRIED = 3 * 128 * 128  # values of an image, up to which larger ones are tried when training mode takes none
 
 
 def output_layers(network: nn.Module, example: Sequence[Tensor] | None = None) -> tuple[list[str], tuple[Tensor, ...]]:
     """Names of the linear layers and convolutions that the output comes from, in the network's order, and what it was run on.
 
     Args:
-        network: it is run once, in evaluation mode; nothing of it changes.
+        network: it is run in evaluation and in training mode; nothing of it changes.
         example: what it takes. Default: noise of the sizes that its first layer and its attributes tell.
 
     Returns:
@@ -34,21 +39,38 @@ def output_layers(network: nn.Module, example: Sequence[Tensor] | None = None) -
     names = {
         id(m.weight): n for n, m in used_modules(network) if isinstance(m, LAYERS) and "deltas" not in n.split(".")
     }
+    both: list[tuple[tuple[Tensor, ...], list[Tensor], list[Tensor] | None]] = []
     for inputs in [tuple(example)] if example is not None else example_inputs(network):
         output = runs_on(network, inputs)
-        if output is not None:
-            found = {name for leaf in output for name in _sources(leaf, names)}
-            return [name for name, _ in network.named_modules() if name in found], inputs
-    return [], ()
+        if output is None:
+            continue
+        trained = runs_on(network, inputs, training=True)
+        both.append((inputs, output, trained))
+        if trained is not None or inputs[0].numel() > TRIED:
+            break
+    if not both:
+        return [], ()
+    inputs, output, trained = both[-1] if both[-1][2] is not None else both[0]
+    if trained is None:
+        logger.warning(
+            "%s could not be run in training mode, so its head is that of evaluation", type(network).__name__
+        )
+    found = {name for leaf in (*output, *(trained or ())) for name in _sources(leaf, names)}
+    return [name for name, _ in network.named_modules() if name in found], inputs
 
 
-def runs_on(network: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:
-    """The outputs of an evaluation pass with gradients for all parameters, losses aside; ``None`` when it fails."""
+def runs_on(network: nn.Module, inputs: Sequence[Any], training: bool = False) -> list[Tensor] | None:
+    """The outputs of a pass with gradients for all parameters, losses aside; ``None`` when it fails.
+
+    In training mode, what acts otherwise there (norms, codebooks) stays in evaluation, as it does once it is frozen; what the
+    network itself changes is put back.
+    """
     modes = [(module, module.training) for module in network.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()] if training else []
     try:
         for module, _ in modes:
-            module.training = False
+            module.training = training and (module is network or not acts_in_training(module))
         network.requires_grad_(True)
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             leaves = tree_leaves(network(*inputs))
@@ -56,10 +78,12 @@ def runs_on(network: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:
     except Exception:  # whatever a network raises when it is given a size that is not its own
         return None
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, mode in modes:
+            module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        for buffer, before in buffers:
+            buffer.detach().copy_(before)
 
 
 def example_inputs(network: nn.Module) -> Iterator[tuple[Tensor, ...]]:

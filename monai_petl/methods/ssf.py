@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from monai_petl.adapt import Method
 from monai_petl.deltas import Delta, add_delta
+from monai_petl.methods.foreign_attention import require_known_layers
 from monai_petl.methods.targets import CONVOLUTIONS, NORMS, TRANSPOSED, find_sites, has_attention
 
 __all__ = ["SSF"]
@@ -58,11 +59,12 @@ class SSF(Method):
     Args:
         targets: roles or patterns as in :class:`monai_petl.methods.LoRA`; default everything that the transformer of the
             network consists of (projections, MLP, patch embedding, merging, norms), or else all convolutions and norms.
+            A network with attention of another library has no default: its layers are listed.
         exclude: patterns of names to leave out.
         init: ``"identity"``, or ``"published"`` (deviation 0.02 around it).
 
     Raises:
-        ValueError: a target finds nothing.
+        ValueError: a target finds nothing, or there is no default for the network.
     """
 
     targets: Sequence[str] | None = None
@@ -73,10 +75,7 @@ class SSF(Method):
         if self.init not in ("identity", "published"):
             raise ValueError(f"init must be 'identity' or 'published', got {self.init!r}")
         kinds = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *NORMS)
-        targets = (
-            self.targets if self.targets is not None else ["transformer" if has_attention(network) else "convolutional"]
-        )
-        for site in find_sites(network, targets, self.exclude, kinds):
+        for site in find_sites(network, self._targets(network), self.exclude, kinds):
             layer: Any = site.layer
             if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
                 raise TypeError(f"SSF scales channels; {site.name} normalises {layer.normalized_shape} values at once")
@@ -88,6 +87,12 @@ class SSF(Method):
             delta = SSFDelta(_channels(layer), dim, self.init == "published")
             like = next(network.parameters(), delta.scale)  # a norm may have no parameters to go by
             add_delta(layer, delta.to(like), name)
+
+    def _targets(self, network: nn.Module) -> Sequence[str]:
+        if self.targets is not None:
+            return self.targets
+        require_known_layers(network)
+        return ["transformer" if has_attention(network) else "convolutional"]
 
 
 def _channels(layer: Any) -> int:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from monai_petl.adapt import Method, adapters_of, refuse_two_heads
 from monai_petl.deltas import Delta, add_delta
+from monai_petl.methods.foreign_attention import require_known_blocks
 from monai_petl.methods.output_layers import output_layers, runs_on
 from monai_petl.methods.targets import (
     CONVOLUTIONS,
@@ -60,7 +61,15 @@ NO_CLASSES = {
     "VISTA3D": "it is asked for a class by a prompt. Adapt it by LoRA, and ask for the class that is nearest",
     "MaskedAutoEncoderViT": "it reconstructs patches. Load its encoder into a ViT(classification=True) or a UNETR",
     "DiffusionModelUNet": "it predicts noise. Use LoRA(), or also_train for its layer 'out'",
+    "SPADEDiffusionModelUNet": "it predicts noise. Use LoRA(), or also_train for its layer 'out'",
     "ControlNet": "it steers a diffusion model. Use LoRA()",
+    "DecoderOnlyTransformer": "it predicts tokens. Use LoRA(), or also_train for its layer 'to_logits'",
+    "VoxelMorph": "it aligns two images. Use LoRA() for its backbone",
+}
+OTHER_NUMBERS = {  # heads whose number of channels follows from more than the classes
+    "RetinaNet": "its classification head has classes times anchors. Build it with num_classes={0}, load the other tensors, "
+    "and train classification_head by also_train",
+    "GlobalNet": "its last layer gives an affine matrix. Train it as it is by HeadOnly()",
 }
 
 logger = logging.getLogger(__name__)
@@ -87,10 +96,13 @@ class BiasOnly(Method):
 
 @dataclass(frozen=True)
 class NormOnly(Method):
-    """Scale and shift of all normalisation layers train. Those of batch norms that train update their statistics too."""
+    """Scale and shift of all normalisation layers train. Those of batch norms that train update their statistics too.
+
+    A class of another library counts by its name, such as ``RMSNorm`` or the ``LayerNorm2d`` of Segment Anything.
+    """
 
     def attach(self, network: nn.Module, name: str) -> None:
-        norms = [(n, m) for n, m in backbone_modules(network) if isinstance(m, NORMS)]
+        norms = [(n, m) for n, m in backbone_modules(network) if isinstance(m, NORMS) or _is_norm(m)]
         _train(
             network, [f"{n}.{p}" for n, m in norms for p, _ in m.named_parameters(recurse=False)], "norms that train"
         )
@@ -108,6 +120,7 @@ class LastBlocks(Method):
 
     def attach(self, network: nn.Module, name: str) -> None:
         found = transformer_blocks(network)
+        require_known_blocks(network, found)
         if not isinstance(self.blocks, int) or not 1 <= self.blocks <= len(found):
             raise ValueError(f"blocks must be between 1 and {len(found)}, which this network has; got {self.blocks!r}")
         _train(network, [f"{n}.{p}" for n, block in found[-self.blocks :] for p, _ in block.named_parameters()])
@@ -142,6 +155,15 @@ class HeadOnly(Method):
         if head is None:
             self._attach_found(network, name)
             return
+        if self.num_classes is not None and getattr(network, "deep_supervision", False):
+            raise ValueError(
+                f"this {type(network).__name__} has further heads for deep supervision, which would keep their number of "
+                "classes; build it with deep_supervision=False"
+            )
+        self._attach_at(network, name, head)
+
+    def _attach_at(self, network: nn.Module, name: str, head: str) -> None:
+        """The head of this name trains, or a new last layer of it."""
         if not _has(network, head):
             parts = ", ".join(n for n, _ in network.named_children())
             raise ValueError(
@@ -156,11 +178,6 @@ class HeadOnly(Method):
             raise ValueError(
                 f"the classes of a {type(network).__name__} are in more than one layer of its side network; build it for "
                 f"{self.num_classes} classes in place of num_classes"
-            )
-        if getattr(network, "deep_supervision", False):
-            raise ValueError(
-                f"this {type(network).__name__} has further heads for deep supervision, which would keep their number of "
-                "classes; build it with deep_supervision=False"
             )
         if isinstance(network, UNet) and head == "model.2":
             last: nn.Module = network.model[2]
@@ -182,8 +199,13 @@ class HeadOnly(Method):
     def _attach_found(self, network: nn.Module, name: str) -> None:
         """The layers that the output comes from, as the head."""
         kind = type(network).__name__
-        if kind in NO_CLASSES:
-            raise ValueError(f"{kind} has no head for classes: {NO_CLASSES[kind]}")
+        kinds = [base.__name__ for base in type(network).__mro__]
+        if none := next((base for base in kinds if base in NO_CLASSES), None):
+            raise ValueError(f"{kind} has no head for classes: {NO_CLASSES[none]}")
+        other = next((base for base in kinds if base in OTHER_NUMBERS), None)
+        if other and self.num_classes is not None:
+            reason = OTHER_NUMBERS[other].format(self.num_classes)
+            raise ValueError(f"num_classes cannot be changed in this {kind}: {reason}")
         found, example = output_layers(network)
         parts = ", ".join(n for n, _ in network.named_children())
         if not found:
@@ -200,9 +222,10 @@ class HeadOnly(Method):
             )
         logger.info("the head of this %s is %s, where its output comes from", kind, " and ".join(found))
         for layer in found:
-            HeadOnly(self.num_classes, layer).attach(network, name)
+            self._attach_at(network, name, layer)
         if self.num_classes is not None:
-            channels = {leaf.shape[1] for leaf in runs_on(network, example) or ()}
+            outputs_now = [leaf for mode in (False, True) for leaf in runs_on(network, example, mode) or ()]
+            channels = {leaf.shape[1] for leaf in outputs_now}
             if channels != {self.num_classes}:
                 raise ValueError(
                     f"the output of this {kind} comes from {' and '.join(found)}, and it does not work with "
@@ -226,6 +249,11 @@ class NewHead(Delta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.layer(x)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module without parts is a normalisation by the name of its class."""
+    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
 
 
 def _train(network: nn.Module, names: Iterable[str], what: str = "parameters") -> None:

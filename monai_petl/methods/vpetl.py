@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from monai_petl.adapt import Method
 from monai_petl.deltas import Delta, add_delta
 from monai_petl.methods.ffn_adapter import FFNAdapter
+from monai_petl.methods.foreign_attention import require_known_blocks
 from monai_petl.methods.targets import SLOTS, attention_of
 
 __all__ = ["VPETL", "PATTDelta"]
@@ -112,7 +113,9 @@ class VPETL(Method):
             raise ValueError(f"bottleneck must be a whole number of at least 1, got {self.bottleneck!r}")
         if self.ratio <= 0:
             raise ValueError(f"ratio must be above 0, got {self.ratio}")
-        for _, attention in attention_of(network):
+        attentions = attention_of(network)
+        require_known_blocks(network, attentions)
+        for _, attention in attentions:
             if isinstance(attention.qkv, nn.Linear):
                 outputs = attention.qkv.out_features // 3
                 slots = [SLOTS[target] for target in self.targets]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from monai_petl.adapt import Method
 from monai_petl.deltas import Delta, add_delta
+from monai_petl.methods.foreign_attention import require_known_blocks
 from monai_petl.methods.targets import transformer_blocks, vision_transformers
 
 __all__ = ["VPT"]
@@ -153,6 +154,7 @@ class VPT(Method):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         blocks = transformer_blocks(network)
+        require_known_blocks(network, blocks)
         transformers = [n for n, _ in vision_transformers(network)]
         owners = [
             next((t for t in transformers if n.startswith(f"{t}." if t else "")), n.rpartition(".")[0])

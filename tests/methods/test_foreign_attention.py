@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from copy import deepcopy
+
 import pytest
 import torch
 from monai.networks.nets import UNETR, AttentionUnet, DiffusionModelUNet, SegResNet, SwinUNETR, ViT
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_petl import adapt
-from monai_petl.methods import LoRA
+from monai_petl.methods import EPT, SSF, VPETL, VPT, FFNAdapter, LastBlocks, LoRA
 from monai_petl.methods.foreign_attention import collapsed, foreign_attention
 
 
@@ -65,6 +68,53 @@ class Torchs(nn.Module):
         return self.fc(self.attn(x, x, x, need_weights=False)[0])
 
 
+class Levit(nn.Module):
+    """As timm's LeViT and EfficientViT: a projection with its norm."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.qkv = nn.Sequential(OrderedDict(linear=nn.Linear(width, 3 * width), bn=nn.LayerNorm(3 * width)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return torch.softmax(q @ k.mT, -1) @ v
+
+
+class OneAHead(nn.Module):
+    """As timm's cascaded group attention: a list of projections."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.qkvs = nn.ModuleList(nn.Linear(width // 2, 3 * width // 2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = [qkv(part).chunk(3, -1) for qkv, part in zip(self.qkvs, x.chunk(2, -1), strict=True)]
+        return torch.cat([torch.softmax(q @ k.mT, -1) @ v for q, k, v in heads], -1)
+
+
+class Unnamed(nn.Module):
+    """Nothing but the function that it calls says that it is attention."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.first(x), self.first(x), self.second(x))
+
+
+class Bare(nn.Module):
+    """Weights without layers, as torch's own."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.in_proj_weight, self.out = nn.Parameter(torch.randn(3 * width, width)), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = F.linear(x, self.in_proj_weight).chunk(3, -1)
+        return self.out(F.softmax(q @ k.mT, -1) @ v)
+
+
 class Transformer(nn.Module):
     """Patches by a convolution, blocks, and a neck of convolutions, as image encoders have them."""
 
@@ -89,15 +139,21 @@ FOREIGN = {
     Mixer: "blocks.*.attn.to_q (3)",
     SegmentAnythingAttention: "blocks.*.attn.q_proj (3)",
     Torchs: "blocks.*.attn.fc (3)",
+    Levit: "blocks.*.attn.qkv.linear (3)",
+    OneAHead: "blocks.*.attn.qkvs.0 (3), blocks.*.attn.qkvs.1 (3)",
+    Unnamed: "blocks.*.attn.first (3), blocks.*.attn.second (3)",
+    Bare: "blocks.*.attn.out (3)",
 }
+BESIDE = (VPETL(), FFNAdapter(), VPT(), EPT(), LastBlocks())
 
 
+@pytest.mark.parametrize("method", [LoRA(rank=2), SSF()], ids=lambda method: type(method).__name__)
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_the_default_is_refused_with_the_layers_that_could_be_taken(kind):
+def test_the_default_is_refused_with_the_layers_that_could_be_taken(kind, method):
     network = Transformer(kind)
     before = list(network.state_dict())
     with pytest.raises(ValueError, match="attention of another library") as error:
-        adapt(network, LoRA(rank=2))
+        adapt(network, method)
     for text in (FOREIGN[kind], "3 times, first blocks.0.attn", "patch_embed (1)", "neck (1)", "give targets"):
         assert text in str(error.value)
     assert ".out_proj" not in str(error.value) or kind is SegmentAnythingAttention
@@ -120,6 +176,43 @@ def test_an_encoder_of_another_library_in_a_network_of_monai_is_refused_too():
     network.vit.blocks[1].mlp = Mixer(24)
     with pytest.raises(ValueError, match=r"Mixer, 1 times, first vit\.blocks\.1\.mlp"):
         adapt(network, LoRA(rank=2))
+
+
+@pytest.mark.parametrize("method", BESIDE, ids=lambda method: type(method).__name__)
+def test_methods_of_monais_blocks_do_not_pass_over_the_attention_of_another_library(method):
+    network = UNETR(1, 2, (32, 32), 4, 24, 16, 2, spatial_dims=2)
+    network.vit.blocks[1] = Mixer(24)
+    before = list(network.state_dict())
+    with pytest.raises(ValueError, match=r"Mixer, 1 times, first vit\.blocks\.1.*use LoRA\(targets="):
+        adapt(network, method)
+    assert list(network.state_dict()) == before
+    with pytest.raises(TypeError, match=r"of MONAI|MONAI's"):
+        adapt(Transformer(TimmAttention), method)
+
+
+def test_networks_that_work_by_linear_layers_have_no_default():
+    block = [nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)]
+    network = nn.Sequential(nn.Conv2d(1, 16, 4, 4), nn.Flatten(2), *(nn.Sequential(*deepcopy(block)) for _ in range(3)))
+    for method in (LoRA(rank=2), SSF()):
+        with pytest.raises(
+            ValueError, match=r"works by linear layers \(6, beside 1 convolutions\).*\*\.0 \(3\), \*\.2 \(3\)"
+        ):
+            adapt(network, method)
+    adapt(network, LoRA(rank=2, targets=("2.0", "3.0")))
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_convolutions_with_a_classifier_of_linear_layers_keep_their_default(bottleneck):
+    layers = [nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten()]
+    layers += [nn.Linear(800, 256), nn.Linear(256, 2)] if bottleneck else [nn.Linear(800, 2)]
+    network = adapt(nn.Sequential(*layers), LoRA(rank=2))
+    assert all("deltas" in name for name, p in network.named_parameters() if p.requires_grad)
+
+
+def test_an_encoder_held_as_query_is_no_projection():
+    encoder = nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(20)))
+    network = nn.ModuleDict({"encoder_q": encoder, "encoder_k": deepcopy(encoder)})
+    assert not foreign_attention(network)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +261,9 @@ def test_torchs_own_transformer_layers_do_not_leave_adapters_out_in_evaluation()
 def test_names_are_collapsed():
     names = ["blocks.0.attn.qkv", "blocks.1.attn.qkv", "0.conv1", "1.conv1", "stage2.proj"]
     assert collapsed(names) == "blocks.*.attn.qkv (2), *.conv1 (2), stage2.proj (1)"
+    assert collapsed(["layer_0.mlp.0", "layer_1.mlp.0", "layer_0.mlp.3"]) == "layer_*.mlp.0 (2), layer_0.mlp.3 (1)"
+
+
+def test_a_name_that_would_match_more_than_is_counted_is_no_pattern():
+    names = ["0.conv", "1.conv", "layer.0.conv"]
+    assert collapsed(names) == "0.conv and 1 like it, layer.0.conv (1)"
