@@ -103,8 +103,7 @@ def _renamed(
     """Tensors under the names of the family's table; every key is renamed, dropped or an error."""
     tensors: dict[str, Tensor] = {}
     unknown = []
-    pooled_norms = {found[1] for key in plain.values() if (found := POOLED_NORM.fullmatch(key))}
-    has_norm = any(family.rename(key) == "norm.weight" for key in plain.values()) or len(pooled_norms) < 2
+    has_norm = any(family.rename(key) == "norm.weight" for key in plain.values())
     for key, tensor in state.items():
         pooled = POOLED_NORM.fullmatch(plain[key]) if family.kind == "vit" else None
         if pooled and has_norm:

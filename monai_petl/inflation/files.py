@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from monai_petl.adapt import versions
 from monai_petl.inflation.attention_bias import add_attention_bias
 from monai_petl.inflation.inflate import merging_of
-from monai_petl.tensor_files import write_tensors
+from monai_petl.tensor_files import log_left_out, write_tensors
 
 __all__ = ["Checkpoint", "StateSource", "load_inflated", "read_checkpoint", "save_inflated", "set_eps"]
 
@@ -208,6 +208,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         ) from error
     for name in ("state_dict", "model", "teacher"):  # where training scripts put it
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            log_left_out(path, state, name)
             state = state[name]
     if not isinstance(state, Mapping) or not all(
         isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()

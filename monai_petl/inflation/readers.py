@@ -53,6 +53,7 @@ def read_vit(tensors: dict[str, Tensor], report: Report, given: Given) -> ViTArc
             f"the MLP goes from {mlp.shape[0]} to {tensors['blocks.0.mlp.linear2.weight'].shape[1]} values, it is a gated "
             "(SwiGLU) one, which MONAI's ViT has not got. Use a checkpoint with a plain MLP"
         )
+    _all_or_none(tensors, ["norm.weight", "norm.bias"])
     grid, positions = _split_positions(tensors, report, given)
     num_heads, grid = _heads_and_grid(tensors, report, given, hidden, grid, positions)
     return ViTArchitecture(
@@ -74,11 +75,18 @@ def read_vit(tensors: dict[str, Tensor], report: Report, given: Given) -> ViTArc
 
 def _fold_layer_scale(tensors: dict[str, Tensor], report: Report, blocks: Sequence[str]) -> None:
     scales = ("scale1", "attn.out_proj"), ("scale2", "mlp.linear2")
+    for scale, _ in scales:
+        _all_or_none(tensors, [f"{b}.{scale}" for b in blocks])
     for scale, into in ((f"{b}.{scale}", f"{b}.{into}") for b in blocks for scale, into in scales):
         if scale in tensors:
             factor = tensors.pop(scale)
             for p in ("weight", "bias"):
                 tensor = _one(tensors, f"{into}.{p}")
+                if factor.numel() != tensor.shape[0]:
+                    raise ValueError(
+                        f"the layer scale {scale} has {factor.numel()} values, and {into}.{p} the shape "
+                        f"{tuple(tensor.shape)}: they do not belong together. Get the complete file"
+                    )
                 tensors[f"{into}.{p}"] = tensor * factor.view(-1, *[1] * (tensor.ndim - 1))
             report.folded[scale] = "layer scale, into the linear layer before it"
 
@@ -118,16 +126,20 @@ def _heads_and_grid(
 
 
 def _fuse_qkv(tensors: dict[str, Tensor], report: Report, attentions: Sequence[str]) -> None:
-    """Stack query, key and value rows; biases that some lack are zero, which is what no bias means."""
+    """Stack query, key and value rows; biases that one of the three lacks in all blocks are zero, as in BEiT."""
+    for n in "qkv":
+        _all_or_none(tensors, [f"{attention}.{n}.bias" for attention in attentions])
     for attention in attentions:
         if f"{attention}.q.weight" in tensors:
             rows = [_one(tensors, f"{attention}.{n}.weight") for n in "qkv"]
+            _alike(rows, f"{attention}.q, k and v")
             tensors[f"{attention}.qkv.weight"] = torch.cat(rows)
             for n in "qkv":
                 del tensors[f"{attention}.{n}.weight"]
         biases = {n: tensors.pop(f"{attention}.{n}.bias") for n in "qkv" if f"{attention}.{n}.bias" in tensors}
         if not biases:
             continue
+        _alike([*biases.values()], f"the biases of {attention}.q, k and v")
         zeros = torch.zeros_like(next(iter(biases.values())))
         for n in (n for n in "qkv" if n not in biases):
             report.zero_filled[f"{attention}.{n}.bias"] = "the source has no such bias"
@@ -141,6 +153,7 @@ def _place_tables(tensors: dict[str, Tensor], report: Report, blocks: Sequence[s
         report.notes.append(
             "one relative position table is shared by all blocks in the source; every block gets a copy"
         )
+    _all_or_none(tensors, [f"{block}.table" for block in blocks])
     for block in blocks:
         table = tensors.pop(f"{block}.table", None)
         if table is not None or shared is not None:
@@ -152,6 +165,8 @@ def _split_positions(tensors: dict[str, Tensor], report: Report, given: Given) -
     table, grid = tensors.pop("pos_embed", None), given.grid
     if table is None:
         return grid, 0
+    if table.ndim != 3 or len(table) != 1:
+        raise ValueError(f"the position table has shape {tuple(table.shape)}, not (1, N, C). Get the complete file")
     entries, has_class = table.shape[1], "cls_token" in tensors
     counts = [entries - 1, entries] if has_class and not given.class_entry else [entries - has_class]
     square = [n for n in counts if math.isqrt(n) ** 2 == n]
@@ -189,8 +204,16 @@ def read_swin(tensors: dict[str, Tensor], report: Report, given: Given) -> SwinA
     merging = [f"{s}.downsample.{n}" for s in stages[:3] for n in ("norm.weight", "norm.bias", "reduction.weight")]
     no_bias = [f"{b}.attn.qkv.bias" for b in every]
     _require(tensors, ["patch_embed.proj.weight", "patch_embed.proj.bias", *wanted, *merging], optional=no_bias)
+    _all_or_none(tensors, ["patch_embed.norm.weight", "patch_embed.norm.bias"])
     if extra := [n for n in tensors if n.startswith("layers") and not n.startswith(tuple(stages))]:
         raise ValueError(f"the checkpoint has more than four stages ({extra[0]}); MONAI's SwinTransformer has four")
+    for s in stages[:3]:
+        lengths = [len(tensors[f"{s}.downsample.norm.{p}"]) for p in ("weight", "bias")]
+        if {*lengths} != {tensors[f"{s}.downsample.reduction.weight"].shape[1]}:
+            raise ValueError(
+                f"{s}.downsample has a norm of {lengths[0]} and {lengths[1]} values for a reduction of "
+                f"{tensors[f'{s}.downsample.reduction.weight'].shape[1]}. Get the complete file"
+            )
     tables = [tensors[f"{stage[0]}.attn.relative_position_bias_table"] for stage in blocks]
     window = (math.isqrt(tables[0].shape[0]) + 1) // 2
     if any(t.shape[0] != (2 * window - 1) ** 2 for t in tables):
@@ -258,6 +281,25 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 def _one(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     _require(tensors, [name])
     return tensors[name]
+
+
+def _all_or_none(tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Raise when some of the tensors that come together are missing."""
+    missing = [n for n in names if n not in tensors]
+    if 0 < len(missing) < len(names):
+        raise ValueError(
+            f"the checkpoint lacks {len(missing)} tensors that would become {', '.join(missing[:3])}, though it has others of "
+            "their kind; it is not whole. Get the complete file"
+        )
+
+
+def _alike(tensors: Sequence[Tensor], names: str) -> None:
+    """Raise when tensors that are stacked have different shapes."""
+    if len({tensor.shape for tensor in tensors}) > 1:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(
+            f"{names} have the shapes {shapes}; MONAI's attention has one for all. Use a checkpoint of plain attention"
+        )
 
 
 def _require(tensors: Mapping[str, Tensor], names: Sequence[str], optional: Sequence[str] = ()) -> None:

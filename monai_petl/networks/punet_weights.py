@@ -29,7 +29,8 @@ def load_punet_backbone(network: PUNet, path: str | os.PathLike) -> list[str]:
         path: a state dict (``model.pt``), read without executing code (``weights_only``).
 
     Returns:
-        The classes whose prompts the file holds. Those that the network has not got are left out.
+        The classes whose prompts the file holds. Those that the network has not got are left out; all that is left out or
+        starts anew is logged.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,7 +51,31 @@ def load_punet_backbone(network: PUNet, path: str | os.PathLike) -> list[str]:
             f"({', '.join(wrong[:3])}). Use the network settings that the file was trained with"
         )
     network.load_state_dict({n: state[n] for n in wanted}, strict=False)
+    _account(path, state, own, wanted)
     return held
+
+
+def _account(
+    path: str | os.PathLike, state: Mapping[str, object], own: Mapping[str, Tensor], wanted: Sequence[str]
+) -> None:
+    """Say what of the file is left out and what of the network keeps its values; warn of names that no PUNet has."""
+    left_out = [n for n in state if n not in own]
+    classes = dict.fromkeys(n.split(".")[2] for n in left_out if n.startswith(CLASS_PREFIX))
+    heads = [n for n in state if n.startswith("heads.")]
+    unknown = [n for n in left_out if not n.startswith((CLASS_PREFIX, "heads."))]
+    anew = dict.fromkeys(".".join(n.split(".")[:3]) for n in own if n not in wanted)
+    logger.info(
+        "%s: loaded %d tensors; left out classes %s and %d tensors of heads; keeps its values: %s",
+        path,
+        len(wanted),
+        ", ".join(classes) or "none",
+        len(heads),
+        ", ".join(anew) or "nothing",
+    )
+    if unknown:
+        logger.warning(
+            "%s: %d tensors are not of a PUNet and are left out: %s", path, len(unknown), ", ".join(unknown[:5])
+        )
 
 
 def load_punet(

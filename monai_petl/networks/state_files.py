@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from monai_petl.atomic import written_whole
+from monai_petl.tensor_files import log_left_out
 
-__all__ = ["plain_names", "read_state_dict", "save_network", "tensors_of"]
+__all__ = ["read_state_dict", "save_network", "tensors_of", "under_prefix"]
 
 BELOW = ("state_dict", "model", "model_state_dict", "network_weights", "net", "network", "student", "teacher")
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "_forward_module.")
 
 
 def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
@@ -45,33 +46,56 @@ def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
         raise ValueError(
             f"{path} cannot be read as a state dict, it may be damaged or truncated ({reason}). Copy or download it again"
         ) from None
-    return state.get("model", state) if isinstance(state, Mapping) else {}
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        log_left_out(path, state, "model")
+        return state["model"]
+    return state if isinstance(state, Mapping) else {}
 
 
-def tensors_of(contents: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The state dict of a checkpoint, which may lie below one of the usual keys."""
+def tensors_of(contents: Mapping[str, Any], path: str | os.PathLike) -> Mapping[str, Tensor]:
+    """The state dict of a checkpoint, which may lie below one of the usual keys; what else holds tensors is logged."""
     for key in BELOW:
         inside = contents.get(key)
         if isinstance(inside, Mapping) and any(isinstance(value, Tensor) for value in inside.values()):
+            log_left_out(path, contents, key)
             return {name: value for name, value in inside.items() if isinstance(value, Tensor)}
     return {name: value for name, value in contents.items() if isinstance(value, Tensor)}
 
 
-def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what distributed training, compiling and training frameworks put before every name.
+def under_prefix(
+    state: Mapping[str, Tensor], known: Iterable[str], path: str | os.PathLike
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a network, without what wrappers put before their names (``module.``, ``model.``, ``backbone.``, ...).
+
+    Args:
+        state: names and tensors of a file.
+        known: names of the network that is looked for. The prefix is what stands before most of them.
+        path: the file, for the error.
+
+    Returns:
+        What lies under the prefix, by names without it, and the names of all else. Everything, and nothing, when no name is
+        known.
 
     Raises:
-        ValueError: two tensors would have one name.
+        ValueError: the network is there more than once, such as under ``student.`` and ``teacher.``.
     """
-    names = list(state)
-    while True:
-        wrapper = next((w for w in WRAPPERS if names and all(name.startswith(w) for name in names)), None)
-        if wrapper is None:
-            break
-        names = [name.removeprefix(wrapper) for name in names]
-    if len(set(names)) < len(names):
-        raise ValueError("two tensors of the checkpoint have one name without their wrappers' names")
-    return dict(zip(names, state.values(), strict=True))
+    known = {*known}
+    found: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        place = next((i for i in range(len(parts)) if ".".join(parts[i:]) in known), None)
+        if place is not None:
+            found["".join(f"{part}." for part in parts[:place])] += 1
+    most = max(found.values(), default=0)
+    prefixes = [prefix for prefix, count in found.items() if 2 * count > most]
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{path} holds the network {len(prefixes)} times, under {' and '.join(repr(p) for p in prefixes)}; save the "
+            "tensors of one of them and give that file"
+        )
+    prefix = prefixes[0] if prefixes else ""
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return inside, [name for name in state if not name.startswith(prefix)]
 
 
 def save_network(network: nn.Module, path: str | os.PathLike) -> Path:

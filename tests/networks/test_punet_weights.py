@@ -47,6 +47,16 @@ def test_backbone_and_common_classes_are_loaded(tmp_path: Path) -> None:
     assert not differing(kidney, state_of(network.prompts["kidney"]))
 
 
+def test_what_is_left_out_and_what_starts_anew_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved, path = backbone(tmp_path, "liver", "spleen")
+    torch.save({**saved.state_dict(), "strange.weight": torch.zeros(1)}, path)
+    with caplog.at_level("INFO", "monai_petl"):
+        load_punet_backbone(small_punet("spleen", "kidney"), path)
+    assert "left out classes liver and" in caplog.text
+    assert "keeps its values: prompts.classes.kidney" in caplog.text
+    assert "1 tensors are not of a PUNet and are left out: strange.weight" in caplog.text
+
+
 def test_checkpoint_with_more_than_the_model_is_read(tmp_path: Path) -> None:
     saved, _ = backbone(tmp_path, "liver")
     torch.save({"model": saved.state_dict(), "optimizer": {"step": 3}}, tmp_path / "checkpoint.pt")
@@ -72,7 +82,7 @@ def test_truncated_file_is_named(kept: int, tmp_path: Path) -> None:
 
 def test_file_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save(small_punet("liver"), tmp_path / "module.pt")
-    with pytest.raises(ValueError, match=r"module\.pt cannot be read as a state dict"):
+    with pytest.raises(ValueError, match=r"module\.pt is no state dict of tensors: it holds Python objects"):
         load_punet_backbone(small_punet("liver"), tmp_path / "module.pt")
 
 

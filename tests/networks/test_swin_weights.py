@@ -45,6 +45,11 @@ SOURCES = {
     "module., linear layers as fc1": named("module.", old(VIT)),
     "compiled and distributed": named("_orig_mod.module.", named("swin_vit.", VIT)),
     "Lightning": named("model.", named("swinViT.", VIT)),
+    "Lightning, with a loss beside": {**named("model.swinViT.", VIT), "criterion.weight": torch.zeros(2)},
+    "module., with heads outside": {**named("module.swin_vit.", VIT), **HEADS},
+    "backbone": named("backbone.", VIT),
+    "encoder of a student": named("student.encoder.", VIT),
+    "of one's own": named("_model.swin.", named("swinViT.", VIT)),
 }
 
 
@@ -62,7 +67,8 @@ def test_the_transformer_is_loaded_whatever_its_names(source, key, tmp_path, cap
     assert re.search("starts anew: decoder1, .*encoder1, .*out", caplog.text)
     heads = [name for name in HEADS if any(given.endswith(name) for given in state)]
     assert all(name in caplog.text for name in heads)
-    assert ("left out nothing" in caplog.text) == (not heads)
+    assert ("left out nothing" in caplog.text) == (not heads and "beside" not in source)
+    assert ("left out 1 outside of the network (criterion.weight)" in caplog.text) == ("beside" in source)
 
 
 def test_a_whole_network_is_loaded_with_another_number_of_classes(tmp_path, caplog):
@@ -70,7 +76,8 @@ def test_a_whole_network_is_loaded_with_another_number_of_classes(tmp_path, capl
     with caplog.at_level("INFO", "monai_petl"):
         loaded = load_swin_unetr(network(out_channels=5), tmp_path / "a.pt").state_dict()
     assert all(torch.equal(loaded[n], t) for n, t in WHOLE.items() if not n.startswith("out."))
-    assert "(the whole network); left out nothing; starts anew: out" in caplog.text
+    left_out = "left out 2 of a head of other classes (out.conv.conv.weight, out.conv.conv.bias); starts anew: out"
+    assert f"(the whole network); {left_out}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -97,6 +104,36 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(change, sentence, tmp_
     with pytest.raises(ValueError, match=sentence):
         load_swin_unetr(untouched, tmp_path / "a.pt")
     assert all(torch.equal(t, before[n]) for n, t in untouched.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "sentence"),
+    [
+        (WHOLE, {"feature_size": 24}, r"has feature_size 12, .* the network feature_size 24, "),
+        (VIT, {"depths": (2, 1, 1, 1)}, r"depths \(1, 1, 1, 1\), .* the network .* depths \(2, 1, 1, 1\), "),
+        (VIT, {"num_heads": (1, 2, 4, 4)}, r"num_heads \(2, 2, 2, 2\), .* num_heads \(1, 2, 4, 4\), "),
+        (WHOLE, {"in_channels": 4}, r"in_channels 1, .* in_channels 4, "),
+        (WHOLE, {"spatial_dims": 2}, r"spatial_dims 3, .* spatial_dims 2;"),
+        (WHOLE, {"use_v2": True}, r"spatial_dims 3, the network .* use_v2=True;"),
+        ({"a.weight": torch.zeros(1)}, {}, r"The file has no transformer of a SwinUNETR, the network feature_size 12"),
+    ],
+)
+def test_settings_that_differ_are_named(state, options, sentence, tmp_path):
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=sentence):
+        load_swin_unetr(network(**options), tmp_path / "a.pt")
+
+
+def test_student_and_teacher_in_one_state_are_refused_and_beside_each_other_said(tmp_path, caplog):
+    torch.save({**named("student.", VIT), **named("teacher.", VIT)}, tmp_path / "a.pt")
+    with pytest.raises(
+        ValueError, match=r"holds the network 2 times, under 'student\.' and 'teacher\.'; save the tensors"
+    ):
+        load_swin_unetr(network(), tmp_path / "a.pt")
+    torch.save({"student": VIT, "teacher": {n: t + 1 for n, t in VIT.items()}, "epoch": 3}, tmp_path / "a.pt")
+    with caplog.at_level("INFO", "monai_petl"):
+        load_swin_unetr(network(), tmp_path / "a.pt")
+    assert f"reads 'student'; left out: teacher ({len(VIT)} tensors)" in caplog.text
 
 
 def test_a_file_of_objects_is_refused_without_torchs_advice_to_run_it(tmp_path):
