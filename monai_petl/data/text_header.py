@@ -86,7 +86,9 @@ def _check_metaimage(fields: dict[str, str], path: Path) -> None:
         raise DataError(f"does not say how large its voxels are (ElementSpacing). {AGAIN}")
     if not all(size > 0 for size in sizes):
         said = " x ".join(f"{size:g}" for size in sizes)
-        raise DataError(f"has a voxel size of {said} (ElementSpacing), where positive numbers of mm are expected. {AGAIN}")
+        raise DataError(
+            f"has a voxel size of {said} (ElementSpacing), where positive numbers of mm are expected. {AGAIN}"
+        )
     _require_millimetres({fields.get("distanceunits", "").lower()} - {"", "?"})
     voxels = fields.get("elementdatafile", "LOCAL")
     alone = voxels.split()[0].upper() not in ("LOCAL", "LIST") and "%" not in voxels if voxels else False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import zlib
 from pathlib import Path
 
@@ -29,6 +30,7 @@ BY_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 BROKEN = (
     *(OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, MemoryError, OverflowError, zlib.error),
     *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError),
+    *(nib.freesurfer.mghformat.MGHError, struct.error, ArithmeticError),
 )
 
 
@@ -149,8 +151,8 @@ def _by_itk(path: Path) -> nib.Nifti1Image:
     lengths = np.linalg.norm(np.array(image.GetDirection()).reshape(n, n), axis=0)
     if np.abs(lengths - 1).max() > 1e-3:
         raise DataError(
-            f"has directions of length {' and '.join(f'{length:.4g}' for length in lengths)}, where 1 is expected, so the voxel "
-            "size is given twice. Write it again with SimpleITK or 3D Slicer"
+            f"has directions of length {' and '.join(f'{length:.4g}' for length in lengths)}, where 1 is expected, so the "
+            "voxel size is given twice. Write it again with SimpleITK or 3D Slicer"
         )
     voxels = sitk.GetArrayViewFromImage(image).T.copy(order="F")
     return nib.Nifti1Image(voxels, _four_by_four(sitk_affine(image)), dtype=voxels.dtype)
