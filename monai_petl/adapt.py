@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,10 +10,11 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
-from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
 from monai_petl.deltas import Delta, deltas_of, remove_deltas
+from monai_petl.frozen import acts_in_training, keep_frozen
+from monai_petl.wrappers import refuse_wrappers, unwrapped
 
 __all__ = [
     "AdapterRecord",
@@ -23,11 +23,13 @@ __all__ = [
     "adapters_of",
     "attach",
     "find_record",
+    "first_names",
     "keep_frozen",
     "kinds",
     "named_tensors",
     "refuse_merged",
     "refuse_shared",
+    "refuse_two_heads",
     "trainable_parameters",
 ]
 
@@ -121,7 +123,8 @@ def adapt(
     the frozen part stays off, under ``network.train()`` too.
 
     Args:
-        network: any network that the methods can handle; changed in place, its class and ``forward`` stay.
+        network: any network that the methods can handle; changed in place, its class and ``forward`` stay. One that is
+            compiled or in ``DataParallel`` is adapted inside.
         method: a method or several.
         also_train: names or glob patterns of modules or parameters that train as they are, for instance ``"out"`` or
             ``"decoder*.norm"``.
@@ -131,12 +134,15 @@ def adapt(
         The same network.
 
     Raises:
-        ValueError: the name is taken, a pattern matches nothing, or another adapter trains the same backbone tensor.
+        ValueError: the name is taken, a pattern matches nothing, another adapter trains the same backbone tensor, or the
+            network is wrapped in ``DistributedDataParallel`` already.
         TypeError: a method cannot handle the network.
     """
-    with restored_on_error(network):
-        network.requires_grad_(False)
-        attach(network, [method] if isinstance(method, Method) else list(method), also_train, name)
+    refuse_wrappers(network)
+    plain = unwrapped(network)
+    with restored_on_error(plain):
+        plain.requires_grad_(False)
+        attach(plain, [method] if isinstance(method, Method) else list(method), also_train, name)
     return network
 
 
@@ -198,6 +204,32 @@ def refuse_shared(network: nn.Module, tensors: Iterable[str]) -> None:
                 f"off with activate(network), or remove it with remove_adapter(network, {name!r}), or train on a backbone "
                 "that was saved with it"
             )
+
+
+def refuse_two_heads(network: nn.Module, names: Sequence[str], new: str | None = None) -> None:
+    """An output layer gives the classes of one adapter at a time; two heads would make it answer like neither.
+
+    Args:
+        names: adapters that are to be switched on together.
+        new: one that is about to bring a head and has none yet.
+
+    Raises:
+        ValueError: two of them bring a head.
+    """
+    layers = {layer: n for n, layer in network.named_modules()}
+    heads: dict[str, str] = {}
+    for layer, delta in deltas_of(network):
+        if delta.replacement is not None and delta.adapter in names:
+            heads.setdefault(delta.adapter, layers[layer])
+    if new is not None and heads:
+        heads.setdefault(new, next(iter(heads.values())))
+    if len(heads) > 1:
+        first, second = list(heads)[:2]
+        raise ValueError(
+            f"adapters {first!r} and {second!r} each bring a head of their own in place of {heads[first]}, so that only one of "
+            f"them can be switched on. Call activate(network) before the second is attached, then activate(network, {first!r}) "
+            f"or activate(network, {second!r}), and run the network once for each"
+        )
 
 
 def refuse_merged(network: nn.Module) -> None:
@@ -274,49 +306,15 @@ def named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.state_dict(keep_vars=True).items()
 
 
+def first_names(network: nn.Module) -> dict[str, str]:
+    """Every state-dict name -> the first name of the same tensor: modules that a network holds twice, and tied weights."""
+    seen: dict[int, str] = {}
+    return {name: seen.setdefault(id(tensor), name) for name, tensor in named_tensors(network)}
+
+
 def adapter_module_names(network: nn.Module) -> tuple[str, ...]:
     """Prefixes (with a final dot) of the modules that hold nothing but an adapter's tensors."""
     return tuple(f"{n}." for n, module in network.named_modules() if getattr(module, "is_adapter", False))
-
-
-def keep_frozen(network: nn.Module) -> None:
-    """Pin the layers of the frozen part that behave otherwise in training to evaluation mode; release those that train.
-
-    Such are normalisation, dropout, torch's attention (it drops out by itself) and spectral normalisation (it iterates). A
-    layer counts as trained when all its parameters are. A layer without parameters (dropout,
-    normalisation without scale) goes with the nearest module around it that has some: it is live when all of them train.
-    """
-
-    def visit(module: nn.Module, outer_trains: bool) -> None:
-        inside = [p for n, p in module.named_parameters() if "deltas" not in n.split(".")]
-        trains = all(p.requires_grad for p in inside) if inside else outer_trains
-        if isinstance(module, _PINNED):
-            if trains or module.__dict__.get("_kept_live"):
-                module.__dict__.pop("train", None)
-                module.train(network.training)
-            else:
-                module.__dict__["train"] = functools.partial(_stay_in_evaluation, module)
-                module.train()
-        for child in module.children():
-            visit(child, trains)
-
-    visit(network, True)
-
-
-def keep_dropout(network: nn.Module, probability: float) -> None:
-    """Give all dropout layers this probability, and let them follow ``network.train()`` though the layers around are frozen.
-
-    Raises:
-        ValueError: it is not in 0 ... 1.
-    """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"dropout is a probability from 0 to 1, got {probability}")
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = probability
-            module.__dict__["_kept_live"] = True  # for keep_frozen, when adapters come or go
-            module.__dict__.pop("train", None)
-            module.train(network.training)
 
 
 def versions() -> dict[str, str]:
@@ -324,26 +322,9 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("monai-petl", "monai", "torch")}
 
 
-_PINNED = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.modules.dropout._DropoutNd,
-    DropPath,
-    nn.MultiheadAttention,
-    nn.utils.parametrizations._SpectralNorm,
-)
-
-
 def _set_requires_grad(parameters: Iterable[nn.Parameter], flag: bool) -> None:
     for parameter in parameters:
         parameter.requires_grad_(flag)
-
-
-def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
-    module.training = False
-    for child in module.children():  # such as what a method added to it
-        child.train(mode)
-    return module
 
 
 def _matching(network: nn.Module, pattern: str) -> list[nn.Parameter]:
@@ -373,6 +354,6 @@ def _names_of_adapter(network: nn.Module, adapter: str) -> list[str]:
     for prefix, module in network.named_modules():
         if isinstance(module, Delta) and module.adapter == adapter:
             names |= {f"{prefix}.{n}" for n in module.state_dict()}
-        if isinstance(module, _PINNED) and "train" not in module.__dict__:
+        if acts_in_training(module) and "train" not in module.__dict__:
             names |= {f"{prefix}.{n}" for n, _ in module.named_buffers(recurse=False)}
     return [n for n, _ in named_tensors(network) if n in names]

@@ -24,6 +24,7 @@ from monai_petl.adapt import (
     adapters_of,
     attach,
     find_record,
+    first_names,
     keep_frozen,
     named_tensors,
     refuse_merged,
@@ -43,6 +44,7 @@ from monai_petl.adapter_file import (
 )
 from monai_petl.switching import remove_adapter
 from monai_petl.tensor_files import write_tensors
+from monai_petl.wrappers import on_plain, refuse_wrappers, unwrapped
 
 __all__ = [
     "AdapterFileError",
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 
+@on_plain
 def adapter_state_dict(network: nn.Module, name: str | None = None) -> dict[str, Tensor]:
     """The tensors of one adapter (default: the one attached last) under their names in the network's state dict."""
     _, record = find_record(network, name)
@@ -61,6 +64,7 @@ def adapter_state_dict(network: nn.Module, name: str | None = None) -> dict[str,
     return {n: state[n] for n in record.tensors}
 
 
+@on_plain
 def backbone_state_dict(network: nn.Module) -> dict[str, Tensor]:
     """The state dict of the network without its adapters: the plain network's names, and its values from before training.
 
@@ -70,9 +74,12 @@ def backbone_state_dict(network: nn.Module) -> dict[str, Tensor]:
     refuse_merged(network)
     own = {n for record in adapters_of(network).values() for n in record.tensors}
     before = {n: t for record in adapters_of(network).values() for n, t in record.originals.items()}
-    return {n: before.get(n, t) for n, t in network.state_dict().items() if n in before or n not in own}
+    first = first_names(network)
+    state = network.state_dict()
+    return {n: before.get(first[n], t) for n, t in state.items() if first[n] in before or first[n] not in own}
 
 
+@on_plain
 def save_adapter(
     network: nn.Module, path: str | os.PathLike, notes: Mapping[str, Any] | str | None = None, name: str | None = None
 ) -> Path:
@@ -108,7 +115,7 @@ def save_adapter(
         "class_names": json.dumps([m.class_name for m in record.methods if hasattr(m, "class_name")]),
         "notes": json.dumps(notes),
         "versions": json.dumps(versions()),
-        "fingerprint": json.dumps(by_module(_fingerprint(network, record)), separators=(",", ":")),
+        "fingerprint": json.dumps(by_module(_under_first_names(network, record)), separators=(",", ":")),
     }
     refuse_merged(network)
     tensors = {_file_name(n, name): t for n, t in adapter_state_dict(network, name).items()}
@@ -143,6 +150,8 @@ def load_adapter(
             left over, or of another shape; a method that is not known here.
         ValueError: the network has an adapter of that name; names the methods of both.
     """
+    refuse_wrappers(network)
+    given, network = network, unwrapped(network)
     header, tensors = read_adapter(path)
     methods = _methods(path, header)
     refuse_merged(network)
@@ -160,7 +169,7 @@ def load_adapter(
         trained = set(record.tensors)
         own = {_file_name(n, name): t for n, t in named_tensors(network) if n in trained}
         try:
-            if not header["fingerprint"] and _fingerprint(network, record):
+            if not header["fingerprint"] and _under_first_names(network, record):
                 raise AdapterFileError(f"{path} does not say which backbone it was trained on. Save it again")
             _check_shapes(
                 path, {n: list(t.shape) for n, t in own.items()}, {n: list(t.shape) for n, t in tensors.items()}
@@ -175,7 +184,7 @@ def load_adapter(
         for tensor in own.values():
             tensor.requires_grad_(False)
         keep_frozen(network)
-    return network
+    return given
 
 
 def _methods(path: str | os.PathLike, header: Mapping[str, Any]) -> list[Method]:
@@ -211,6 +220,12 @@ def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, 
             before |= other.originals
         later |= other is record
     return {n: _hash(before.get(n, t)) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
+
+
+def _under_first_names(network: nn.Module, record: AdapterRecord) -> dict[str, str]:
+    """The fingerprint with each tensor once; a network may hold it under several names."""
+    first = first_names(network)
+    return {n: value for n, value in _fingerprint(network, record).items() if first[n] == n}
 
 
 def _file_name(tensor: str, adapter: str) -> str:

@@ -207,6 +207,10 @@ def merge_deltas(network: nn.Module, adapter: str, keep_backup: bool = True) -> 
         TypeError, ValueError: a delta cannot be folded in; names its layer.
     """
     names = {module: name for name, module in network.named_modules()}
+    owners: dict[int, list[str]] = {}
+    for module, name in names.items():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(name)
     done: list[Delta] = []
     try:
         for layer, delta in deltas_of(network, adapter):
@@ -221,6 +225,15 @@ def merge_deltas(network: nn.Module, adapter: str, keep_backup: bool = True) -> 
                 values = delta.merged_parameters(layer)
             except ValueError as error:
                 raise ValueError(f"{names[layer]} {error}") from error
+            tied = next(
+                (owners[id(layer.get_parameter(n))] for n in values if len(owners[id(layer.get_parameter(n))]) > 1), []
+            )
+            if tied:
+                others = " and ".join(name for name in tied if name != names[layer])
+                raise ValueError(
+                    f"{names[layer]} shares its weight with {others}, which merging would change too. Keep the adapter "
+                    "attached, or give the layer a weight of its own first"
+                )
             delta.backup = {name: layer.get_parameter(name).clone() for name in values}
             _assign(layer, values)
             delta.merged, delta.active = True, False

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from monai_petl.wrappers import on_plain
+
 __all__ = [
     "StepCost",
     "Summary",
@@ -41,6 +43,7 @@ class Summary:
         total, trainable, frozen: parameters.
         fraction: trainable / total.
         rows: (module, total, trainable) for each top-level module.
+        notes: what was found out about the network, such as its head.
     """
 
     total: int
@@ -48,12 +51,14 @@ class Summary:
     frozen: int
     fraction: float
     rows: tuple[tuple[str, int, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{'module':<24}{'parameters':>14}{'trainable':>14}"]
         lines += [f"{name:<24}{total:>14,}{trainable:>14,}" for name, total, trainable in self.rows]
         lines.append(f"{'total':<24}{self.total:>14,}{self.trainable:>14,}")
         lines.append(f"{self.trainable:,} of {self.total:,} parameters train: {100 * self.fraction:.2f} %")
+        lines += self.notes
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, float]:
@@ -61,15 +66,20 @@ class Summary:
         return {"total": self.total, "trainable": self.trainable, "frozen": self.frozen, "fraction": self.fraction}
 
 
+@on_plain
 def summary(network: nn.Module) -> Summary:
-    """Count the parameters of a network."""
+    """Count the parameters of a network, each once."""
     rows = [(name, *_count(module)) for name, module in network.named_children()]
     own = list(network.parameters(recurse=False))
     if own:
         rows.append(("(own)", sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)))
     total, trainable = _count(network)
     fraction = trainable / total if total else 0.0
-    return Summary(total, trainable, total - trainable, fraction, tuple(r for r in rows if r[1]))
+    heads = network.__dict__.get("_head_found", {})
+    notes = tuple(
+        f"head of {name}: {', '.join(layers)} (found where the output comes from)" for name, layers in heads.items()
+    )
+    return Summary(total, trainable, total - trainable, fraction, tuple(r for r in rows if r[1]), notes)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from monai_petl.adapt import (
     named_tensors,
     refuse_merged,
     refuse_shared,
+    refuse_two_heads,
 )
 from monai_petl.deltas import (
     deltas_of,
@@ -30,6 +31,7 @@ from monai_petl.deltas import (
     set_deltas_enabled,
     unmerge_deltas,
 )
+from monai_petl.wrappers import on_plain, unwrapped
 
 __all__ = [
     "activate",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 
+@on_plain
 def remove_adapter(network: nn.Module, name: str | None = None) -> None:
     """Take an adapter away; backbone tensors that it trained get back their values from before."""
     name, record = find_record(network, name)
@@ -60,6 +63,7 @@ def remove_adapter(network: nn.Module, name: str | None = None) -> None:
     keep_frozen(network)
 
 
+@on_plain
 def merge(network: nn.Module, name: str | None = None, keep_backup: bool = True) -> nn.Module:
     """Fold an adapter into the backbone's weights, so that inference costs what the backbone costs.
 
@@ -93,6 +97,7 @@ def merge(network: nn.Module, name: str | None = None, keep_backup: bool = True)
     return network
 
 
+@on_plain
 def unmerge(network: nn.Module, name: str | None = None) -> nn.Module:
     """Undo :func:`merge`, bit for bit.
 
@@ -112,6 +117,7 @@ def unmerge(network: nn.Module, name: str | None = None) -> nn.Module:
     return network
 
 
+@on_plain
 def merge_and_unload(network: nn.Module, name: str | None = None) -> nn.Module:
     """Fold an adapter into the backbone for good and forget it: layers, names and exports are those of a plain network.
 
@@ -136,6 +142,7 @@ def merge_and_unload(network: nn.Module, name: str | None = None) -> nn.Module:
     return network
 
 
+@on_plain
 def backbone_loaded(network: nn.Module) -> None:
     """Take the backbone's weights of now as those from before training: call it when they were loaded after :func:`adapt`."""
     refuse_merged(network)
@@ -146,6 +153,7 @@ def backbone_loaded(network: nn.Module) -> None:
         delta.reset(layer)
 
 
+@on_plain
 def activate(network: nn.Module, *names: str) -> nn.Module:
     """Let the named adapters contribute and all others not, without rebuilding anything; without names, the plain backbone.
 
@@ -153,7 +161,7 @@ def activate(network: nn.Module, *names: str) -> nn.Module:
     as it is.
 
     Raises:
-        ValueError: there is no such adapter, or two of them train the same tensor of the backbone.
+        ValueError: there is no such adapter, or two of them train the same tensor of the backbone or bring a head each.
     """
     records = adapters_of(network)
     chosen = list(dict.fromkeys(names))
@@ -167,6 +175,7 @@ def activate(network: nn.Module, *names: str) -> nn.Module:
                     f"adapters {trained[n]!r} and {name!r} both train {n}; only one of them can be switched on"
                 )
             trained[n] = name
+    refuse_two_heads(network, chosen)
     with _unmerged(network):
         for name in reversed(records):
             if name not in chosen and records[name].enabled:
@@ -186,6 +195,7 @@ def disabled(network: nn.Module, name: str | None = None) -> Iterator[nn.Module]
         with disabled(network):
             before = network(image)
     """
+    given, network = network, unwrapped(network)
     records = dict([find_record(network, name)] if name else adapters_of(network).items())
     merged = _unmerge_all(network)
     switched: list[str] = []
@@ -196,7 +206,7 @@ def disabled(network: nn.Module, name: str | None = None) -> Iterator[nn.Module]
                 switched.append(other)
         if name:
             _merge_again(network, merged)
-        yield network
+        yield given
     finally:
         if name:
             _unmerge_all(network)

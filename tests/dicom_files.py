@@ -40,7 +40,8 @@ def write_dicom_picture(
         elements[0x00280008] = ("IS", str(frames).encode())
     for name, value in tags.items():
         tag = int(name.removeprefix("x"), 16)
-        kind = "SQ" if isinstance(value, bytes) else "CS" if tag == 0x00281056 else "DS"
+        private = (tag >> 16) % 2 == 1
+        kind = "OB" if private else "SQ" if isinstance(value, bytes) else "CS" if tag == 0x00281056 else "DS"
         elements[tag] = (kind, value if isinstance(value, bytes) else value.encode())
     meta = _element(0x00020010, "UI", b"1.2.840.10008.1.2.1")
     meta = _element(0x00020002, "UI", b"1.2.840.10008.5.1.4.1.1.1.1") + _element(0x00020003, "UI", b"1.2.3.4") + meta

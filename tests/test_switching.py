@@ -200,7 +200,9 @@ def test_heads_of_unknown_networks_are_not_guessed() -> None:
             super().__init__()
             self.model = nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(5)))
 
-    with pytest.raises(ValueError, match="no head that is known here; give its name as head="):
+    with pytest.raises(
+        ValueError, match="was not found, since it could not be run on a single image; give its name as head="
+    ):
         mp.adapt(Own(), HeadOnly())
 
 

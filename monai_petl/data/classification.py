@@ -21,16 +21,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from monai_petl.data.datalist import SECTIONS, path_in, read_json, require_names, split_cases
+from monai_petl.data.datalist import SECTIONS, read_json, require_names, split_cases
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.few_shot import require_disjoint
 from monai_petl.data.folders import say_once, summarised
+from monai_petl.data.image_json import read_image_json
 from monai_petl.data.image_table import read_table, section_of
-from monai_petl.data.pictures import is_image, read_picture
+from monai_petl.data.pictures import is_image, is_picture, read_picture
 
 __all__ = ["image_classes", "load_image_list", "require_images"]
 
 ImageCase = dict[str, Any]
+TABLE, OTHER_TABLES = "labels.csv", (".tsv", ".xls", ".xlsx", ".ods")
 SYSTEM = ("thumbs.db", "desktop.ini")
 
 
@@ -105,12 +107,12 @@ def require_images(
     class_names: Sequence[str] = (),
     validation: Sequence[Mapping[str, Any]] = (),
     images: str | None = None,
+    intensity_window: Sequence[float] = (),
 ) -> None:
     """Stops with a clear sentence before anything is trained or predicted. To be called first in a bundle's ``run``.
 
     Pictures are read as in training, by all processors, since a header does not tell whether the rest is there: one of 512 x
-    512 pixels takes a processor about 1 ms as JPEG and 4 ms as PNG. Of ``.npy`` files the size is compared with what they
-    announce.
+    512 pixels takes a processor about 1 ms as JPEG and 4 ms as PNG.
 
     Args:
         datalist: what :func:`load_image_list` gave, or cases with an ``image`` alone.
@@ -118,10 +120,11 @@ def require_images(
         class_names: classes of which there has to be an image.
         validation: further images.
         images: the pattern of file names that they were found by, where it was not the folder.
+        intensity_window: black and white of the transforms that follow. Pictures are read from 0 to 255, whatever their bits.
 
     Raises:
-        DataError: the list is empty, a class has no image, a file is missing or no image, or the two lists share images or
-            groups.
+        DataError: the list is empty, a class has no image, a file is missing or no image, the two lists share images or
+            groups, or the window is not meant for pictures.
     """
     class_names = require_names(class_names)
     remedy = "Give the data set's folder as --dataset_dir; docs/data.md describes its layout."
@@ -140,6 +143,12 @@ def require_images(
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(f"{len(missing)} images that {dataset_dir} lists are not there, first {missing[0]}")
+    pictures = [path for path in paths if is_picture(path)]
+    if pictures and intensity_window and max(intensity_window) > 255:
+        raise DataError(
+            f"intensity_window is {list(intensity_window)}, but pictures such as {pictures[0]} are read from 0 to 255, "
+            "those of 16 bits too; leave intensity_window out"
+        )
     with ThreadPoolExecutor() as threads:  # decoders let go of Python's lock
         flaws = list(tqdm(threads.map(_flaw, paths), "images", len(paths), leave=False, disable=None))
     bad = [f"{path} {flaw}" for path, flaw in zip(paths, flaws, strict=True) if flaw]
@@ -160,11 +169,8 @@ def require_images(
 def _flaw(path: Path) -> str:
     """Why a file cannot be read; nothing if it can."""
     try:
-        if path.suffix.lower() == ".npy":
-            np.load(path, mmap_mode="r")
-        else:
-            read_picture(path)
-    except (DataError, ValueError, OSError, EOFError) as error:
+        read_picture(path)
+    except DataError as error:
         return str(error)
     return ""
 
@@ -176,55 +182,39 @@ def _cases(root: Path, several: Sequence[str] | None = None) -> list[dict[str, A
         root: the data set's folder.
         several: names of classes of which an image may have several; nothing where it has one.
     """
-    if (root / "labels.csv").is_file():
-        cases = read_table(root / "labels.csv", several)
-        _say_unread(root, {case["image"] for case in cases})
-        return cases
-    contents = read_json(root / "dataset.json")
-    if contents:
-        return _from_json(root, contents, several is not None)
-    if not root.is_dir():
-        return []
-    sections = {folder: section_of(folder.name) for folder in _folders(root)}
-    if "training" in sections.values() or (sections and all(sections.values())):
-        cases = [case for folder, name in sections.items() if name for case in _from_folders(folder, name)]
+    table, contents = _table_of(root), read_json(root / "dataset.json")
+    if table:
+        cases = read_table(table, several)
+    elif contents:
+        cases = read_image_json(root / "dataset.json", contents, several is not None)
+    elif root.is_dir():
+        cases = _from_sections(root)
     else:
-        cases = _from_folders(root, None)
+        return []
     _say_unread(root, {case["image"] for case in cases})
     return cases
 
 
-def _from_json(root: Path, contents: Mapping[str, Any], several: bool) -> list[dict[str, Any]]:
-    names = {str(number): str(name) for number, name in dict(contents.get("labels", {})).items()}
-    numbers = {name: number for number, name in names.items()}
-    cases = []
-    for section in SECTIONS:
-        for item in contents.get(section, []):
-            if (
-                not isinstance(item, Mapping)
-                or not {"image", "label"} <= item.keys()
-                or (isinstance(item["label"], list) and not several)
-            ):
-                raise DataError(
-                    f"each case in {root / 'dataset.json'} needs an image and the label of one class, got {item!r}"
-                )
-            given = item["label"] if isinstance(item["label"], list) else [item["label"]]
-            labels = [numbers.get(str(label), str(label)) for label in given]
-            if len({*labels}) < len(labels):
-                raise DataError(
-                    f"{root / 'dataset.json'} has the label {given} for {item['image']}; give the names or numbers of the "
-                    "image's classes, each once"
-                )
-            cases.append(
-                {
-                    "image": path_in(root, str(item["image"])),
-                    "classes": tuple(names.get(label, label) for label in labels),
-                    "number": int(labels[0]) if len(labels) == 1 and labels[0].isdigit() else None,
-                    "section": section,
-                    "group": str(item.get("group", item["image"])),
-                }
-            )
-    return cases
+def _table_of(root: Path) -> Path | None:
+    """``labels.csv`` in any case; nothing where there is none.
+
+    Raises:
+        DataError: there are several.
+    """
+    names = [entry for entry in sorted(root.iterdir()) if entry.is_file()] if root.is_dir() else []
+    tables = [entry for entry in names if entry.name.lower() == TABLE]
+    if len(tables) > 1:
+        raise DataError(f"{root} has the tables {' and '.join(entry.name for entry in tables)}; keep one of them")
+    return tables[0] if tables else None
+
+
+def _from_sections(root: Path) -> list[dict[str, Any]]:
+    """Class folders, in folders of sections where there are any; what lies beside those is left out."""
+    sections = {folder: section_of(folder.name) for folder in _folders(root)}
+    nested = any(name and _folders(folder) for folder, name in sections.items())
+    if nested or "training" in sections.values() or (sections and all(sections.values())):
+        return [case for folder, name in sections.items() if name for case in _from_folders(folder, name)]
+    return _from_folders(root, None)
 
 
 def _from_folders(root: Path, section: str | None) -> list[dict[str, Any]]:
@@ -244,16 +234,28 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _say_unread(root: Path, read: set[str]) -> None:
-    """One line for the files that are in the folder and in no list."""
-    unread: list[str] = []
+    """One line for the files that are in the folder and in no list, and one for folders without any."""
+    used = {os.path.normpath(image) for image in read}
+    filled = {os.path.dirname(image) for image in used}
+    unread, empty = [], []
     for current, folders, files in os.walk(root):
         folders.sort()
         for name in sorted(files):
             path = os.path.join(current, name)
-            if path not in read and os.path.normpath(path) not in read and name not in ("labels.csv", "dataset.json"):
+            if os.path.normpath(path) not in used and name.lower() not in (TABLE, "dataset.json"):
                 unread.append(f"{os.path.relpath(path, root)} ({_why_unread(path, name)})")
+        links = {name for name in folders if os.path.islink(os.path.join(current, name))}
+        unread += [
+            f"{os.path.relpath(os.path.join(current, name), root)} (a link to a folder)"
+            for name in sorted(links)
+            if os.path.normpath(os.path.join(current, name)) not in filled
+        ]
+        if not folders and not files and os.path.normpath(current) != os.path.normpath(root):
+            empty.append(os.path.relpath(current, root))
     if unread:
         say_once(f"{len(unread)} files of {root} are not read: {summarised(unread)}")
+    if empty:
+        say_once(f"{len(empty)} folders of {root} are empty, and give no class: {summarised(empty)}")
 
 
 def _why_unread(path: str, name: str) -> str:
@@ -263,6 +265,8 @@ def _why_unread(path: str, name: str) -> str:
         return "left by an operating system"
     if name.startswith("."):
         return "hidden"
+    if name.lower().endswith(OTHER_TABLES):
+        return f"a table; save it as {TABLE}"
     return "in no list and no folder of a class" if is_image(name) else "no ending of an image"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +14,9 @@ from typing import Any
 
 from monai_petl.data.datalist import SECTIONS, decoded, path_in
 from monai_petl.data.errors import DataError
-from monai_petl.data.folders import say_once
+from monai_petl.data.folders import say_once, summarised
 
-__all__ = ["read_table", "section_of"]
+__all__ = ["read_table", "require_agreement", "section_of", "without_copies"]
 
 FILE, CLASS, SECTION, GROUP = (
     ("file", "image", "path"),
@@ -24,6 +26,7 @@ FILE, CLASS, SECTION, GROUP = (
 )
 ALIASES = {"train": "training", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 SEPARATORS = (",", ";", "\t")  # as spreadsheets write them
+UNSEEN = "\u200b\u2060\ufeff"  # characters of no width
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,15 @@ def read_table(path: Path, several: Sequence[str] | None) -> list[dict[str, Any]
     """
     header, rows = _rows(path)
     if not rows:
-        return []
+        raise DataError(f"{path} has no rows. It needs a header, and a row for each image")
     columns = _columns(path, header, rows, several)
+    _compare_names(path, columns, rows)
     cases = [_case(path, line, row, columns, several) for line, row in rows]
-    _require_agreement(path, cases)
-    for case in cases:
-        del case["line"]
-    return cases
+    if columns.name:
+        _settle_numbers(path, cases)
+        _say_alike(path, cases)
+    require_agreement(path, cases)
+    return without_copies(path, cases)
 
 
 def section_of(name: str) -> str | None:
@@ -72,16 +77,23 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         text = decoded(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}. Save it as CSV in UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{path} cannot be read as a table: it holds zero bytes. Save it as CSV in UTF-8")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     lines = [line for line in text.splitlines() if line.strip()]
     separator = max(SEPARATORS, key=(lines[0] if lines else "").count)
     reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    declared = bool(lines) and re.fullmatch(r"sep=.", lines[0].strip()) is not None  # a line that Excel understands
+    if declared:
+        separator = lines[0].strip()[-1]
+        reader = csv.reader(io.StringIO(text.partition("\n")[2]), delimiter=separator, strict=True)
     found: list[tuple[int, list[str]]] = []
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                found.append((reader.line_num, [cell.strip() for cell in cells]))
+                found.append((reader.line_num + declared, [_clean(cell) for cell in cells]))
     except csv.Error as error:
-        raise DataError(f"line {reader.line_num} of {path} cannot be read as a table: {error}") from None
+        raise DataError(f"line {reader.line_num + declared} of {path} cannot be read as a table: {error}") from None
     if not found:
         return [], []
     header = [_known(cell) for cell in found[0][1]]
@@ -95,6 +107,10 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
                 "Put names that contain the separator into quotes"
             )
     return header, [(line, dict(zip(header, cells, strict=True))) for line, cells in found[1:]]
+
+
+def _clean(cell: str) -> str:
+    return cell.strip().strip(UNSEEN).strip()
 
 
 def _known(name: str) -> str:
@@ -129,7 +145,7 @@ def _columns(
         *(several or () if one_each else (name,)),
         "label" if not one_each else "",
     }
-    others = [column for column in header if column not in read]
+    others = [column for column in header if column not in read and (column or any(row[column] for _, row in rows))]
     if others:
         say_once(f"{path}: the columns {', '.join(map(repr, others))} are not read")
     return columns
@@ -155,38 +171,98 @@ def _case(
         "number": _number(row.get("label", "")) if not columns.one_each else None,
         "section": section,
         "group": (row[columns.group] if columns.group else "") or row[columns.file],
-        "line": line,
+        "where": f"line {line}",
     }
 
 
 def _number(cell: str) -> int | None:
     """A class number, which spreadsheets may have turned into 1.0."""
-    whole = cell.removesuffix(".0")
+    whole = _whole(cell)
     return int(whole) if whole.isdigit() else None
 
 
-def _require_agreement(path: Path, cases: Sequence[dict[str, Any]]) -> None:
-    """An image has one class and one section, and a class one number."""
+def _compare_names(path: Path, columns: _Columns, rows: list[tuple[int, dict[str, str]]]) -> None:
+    """Names in the column ``label`` beside another one of classes: the same ones, or not read."""
+    name = columns.name
+    if not name or name == "label":
+        return
+    texts = [
+        (line, row[name], row["label"]) for line, row in rows if row.get("label") and _number(row["label"]) is None
+    ]
+    if texts and not {label for _, _, label in texts} & {row[name] for _, row in rows}:
+        say_once(f"{path}: the column 'label' has names other than those of {name!r}, and is not read")
+        return
+    for line, given, label in texts:
+        if given != label:
+            raise DataError(
+                f"line {line} of {path} has the {name} {given!r} and the label {label!r}; keep one of the columns"
+            )
+
+
+def _whole(cell: str) -> str:
+    """``1`` for ``1.0`` and ``1,0``; other texts as they are."""
+    return re.sub(r"^(\d+)[.,]0+$", r"\1", cell)
+
+
+def _settle_numbers(path: Path, cases: Sequence[dict[str, Any]]) -> None:
+    """Where all classes are whole numbers, ``1.0`` is the class 1."""
+    names = {name for case in cases for name in case["classes"]}
+    if all(_whole(name).isdigit() for name in names) and any(_whole(name) != name for name in names):
+        say_once(f"{path}: the classes {', '.join(sorted(names))} are read as whole numbers")
+        for case in cases:
+            case["classes"] = tuple(map(_whole, case["classes"]))
+
+
+def _say_alike(path: Path, cases: Sequence[dict[str, Any]]) -> None:
+    """Classes that differ in capitals alone are most often one."""
+    spellings: dict[str, set[str]] = {}
+    for name in {name for case in cases for name in case["classes"]}:
+        spellings.setdefault(name.casefold(), set()).add(name)
+    for alike in (sorted(names) for names in spellings.values() if len(names) > 1):
+        say_once(f"{path} has the classes {', '.join(map(repr, alike))}, which differ in capitals alone")
+
+
+def require_agreement(path: Path, cases: Sequence[dict[str, Any]]) -> None:
+    """An image has one class and one section, and a class one number; ``where`` of a case is its place in the file.
+
+    Raises:
+        DataError: names two places that contradict each other.
+    """
     images: dict[str, dict[str, Any]] = {}
     numbers: dict[Any, dict[str, Any]] = {}
     for case in cases:
-        first = images.setdefault(case["image"], case)
+        first = images.setdefault(os.path.realpath(case["image"]), case)
         for key, what in (("classes", "of the class"), ("section", "in the section"), ("group", "of the group")):
-            if case[key] != first[key]:
+            if case[key] != first[key] and (key != "group" or case["image"] == first["image"]):
                 said = ["|".join(c[key]) if key == "classes" else c[key] for c in (first, case)]
-                raise DataError(
-                    f"lines {first['line']} and {case['line']} of {path} contradict each other: {case['image']} is {what} "
-                    f"{said[0]!r} and {said[1]!r}"
-                )
+                raise _contradiction(path, first, case, f"{case['image']} is {what} {said[0]!r} and {said[1]!r}")
         if case["number"] is None or len(case["classes"]) != 1 or case["classes"][0] == str(case["number"]):
             continue
         for key in (case["classes"][0], case["number"]):
             other = numbers.setdefault(key, case)
             if (other["classes"], other["number"]) != (case["classes"], case["number"]):
-                raise DataError(
-                    f"lines {other['line']} and {case['line']} of {path} contradict each other: label {other['number']} is "
-                    f"{other['classes'][0]!r} and label {case['number']} is {case['classes'][0]!r}"
-                )
+                said = [f"label {c['number']} is {c['classes'][0]!r}" for c in (other, case)]
+                raise _contradiction(path, other, case, " and ".join(said))
+
+
+def _contradiction(path: Path, first: dict[str, Any], second: dict[str, Any], what: str) -> DataError:
+    places = (first["where"], second["where"])
+    lines = [place.removeprefix("line ") for place in places]
+    said = f"lines {lines[0]} and {lines[1]}" if lines != [*places] else " and ".join(places)
+    return DataError(f"{said} of {path} contradict each other: {what}")
+
+
+def without_copies(path: Path, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases without those that name an image once more, and without their places in the file."""
+    kept: dict[str, dict[str, Any]] = {}
+    twice: list[str] = []
+    for case in cases:
+        if case["image"] in kept:
+            twice.append(f"{case['where']} ({os.path.basename(case['image'])})")
+        kept.setdefault(case["image"], case)
+    if twice:
+        say_once(f"{path} lists {len(twice)} images once more, which are read once: {summarised(twice)}")
+    return [{key: value for key, value in case.items() if key != "where"} for case in kept.values()]
 
 
 def _is_one(cell: str | None, name: str, where: str) -> bool:

@@ -7,6 +7,7 @@ is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,6 +85,9 @@ def convert_state_dict(
     return Converted(tensors, family.name, architecture, report)
 
 
+POOLED_NORM = re.compile(r"(?:fc_norm|pooler\.layernorm)\.(weight|bias)")  # of timm and of BEiT, with average pooling
+
+
 def _check_facts(num_heads: int | None, grid: Sequence[int] | None, eps: float | None) -> None:
     if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
         raise ValueError(f"num_heads must be a whole number of at least 1, got {num_heads!r}")
@@ -99,12 +103,22 @@ def _renamed(
     """Tensors under the names of the family's table; every key is renamed, dropped or an error."""
     tensors: dict[str, Tensor] = {}
     unknown = []
+    pooled_norms = {found[1] for key in plain.values() if (found := POOLED_NORM.fullmatch(key))}
+    has_norm = any(family.rename(key) == "norm.weight" for key in plain.values()) or len(pooled_norms) < 2
     for key, tensor in state.items():
-        if name := family.rename(plain[key]):
+        pooled = POOLED_NORM.fullmatch(plain[key]) if family.kind == "vit" else None
+        if pooled and has_norm:
+            report.dropped[key] = "norm behind the pooling, which the tokens do not pass"
+        elif name := f"norm.{pooled[1]}" if pooled else family.rename(plain[key]):
             if name in tensors:
                 raise ValueError(f"the checkpoint holds {name} twice, the second time as {key}. Remove one of the two")
             tensors[name] = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
             report.renamed[key] = name
+            if pooled and name == "norm.weight":
+                report.notes.append(
+                    f"{key} is the only norm behind the blocks: the source applies it after averaging the tokens, this "
+                    "network to each token"
+                )
         elif reason := family.reason_to_drop(plain[key]):
             report.dropped[key] = reason
         else:

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from monai_petl.adapt import Method, adapt, keep_dropout
+from monai_petl.adapt import Method, adapt
 from monai_petl.deltas import deltas_of
+from monai_petl.frozen import keep_dropout
 from monai_petl.methods.aim import AIM
 from monai_petl.methods.ept import EPT
 from monai_petl.methods.ffn_adapter import FFNAdapter

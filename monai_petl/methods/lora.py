@@ -17,6 +17,7 @@ from torch import nn
 
 from monai_petl.adapt import Method
 from monai_petl.deltas import add_delta
+from monai_petl.methods.foreign_attention import collapsed, require_known_attention
 from monai_petl.methods.lora_layers import largest_rank, lora_delta
 from monai_petl.methods.targets import CONVOLUTIONS, TRANSPOSED, Site, backbone_modules, find_sites, has_attention
 
@@ -34,7 +35,8 @@ class LoRA(Method):
         alpha: numerator of the scale.
         targets: roles (``"q"``, ``"v"``, ``"mlp"``, ``"conv"``, ... see :data:`monai_petl.methods.ROLES`), presets
             (``"attention"``, ``"all-linear"``, ``"all-conv"``) or glob patterns of whole layer names. Default: q and v where
-            the network has attention (ViT, UNETR, SwinUNETR), all convolutions elsewhere (UNet, SegResNet, DynUNet).
+            the network has attention (ViT, UNETR, SwinUNETR), all convolutions elsewhere (UNet, SegResNet, DynUNet). A network
+            with attention of another library (timm, Hugging Face, torchvision) has no default: its layers are listed.
         exclude: patterns of names to leave out.
         dropout: on the input of the low-rank path, in training.
         init: of A: ``"kaiming"`` (uniform within 1 / sqrt(inputs), as the authors' code) or ``"gaussian"`` (deviation 1 / r).
@@ -96,7 +98,7 @@ class LoRA(Method):
             bias = getattr(layer, "bias", None)
             if isinstance(bias, nn.Parameter):
                 bias.requires_grad_(True)
-        logger.info("LoRA on %d layers", len(layers))
+        logger.info("LoRA on %d layers: %s", len(layers), collapsed(site.name for site in sites))
 
     def rank_of(self, layer: str) -> int:
         """The rank for the layer of this name."""
@@ -127,6 +129,7 @@ class LoRA(Method):
     def _targets(self, network: nn.Module) -> Sequence[str]:
         if self.targets is not None:
             return self.targets
+        require_known_attention(network)
         return ["q", "v"] if has_attention(network) else ["all-conv"]
 
     def _check(self) -> None:

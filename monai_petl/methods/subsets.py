@@ -5,7 +5,9 @@ Training biases alone is BitFit (E. Ben Zaken et al., arXiv:2106.10199, 2021).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +22,13 @@ from monai.networks.nets import (
     SwinUNETR,
     UNet,
     ViT,
+    ViTAutoEnc,
 )
 from torch import Tensor, nn
 
-from monai_petl.adapt import Method
+from monai_petl.adapt import Method, adapters_of, refuse_two_heads
 from monai_petl.deltas import Delta, add_delta
+from monai_petl.methods.output_layers import output_layers, runs_on
 from monai_petl.methods.targets import (
     CONVOLUTIONS,
     NORMS,
@@ -46,8 +50,20 @@ HEADS: dict[type[nn.Module], str] = {  # of MONAI's networks; ours say it themse
     UNet: "model.2",
     FlexibleUNet: "segmentation_head",
     ResNet: "fc",
+    ViTAutoEnc: "conv3d_transpose_1",
     DenseNet: "class_layers",
 }
+
+
+BATCH_OR_INSTANCE = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+NO_CLASSES = {
+    "VISTA3D": "it is asked for a class by a prompt. Adapt it by LoRA, and ask for the class that is nearest",
+    "MaskedAutoEncoderViT": "it reconstructs patches. Load its encoder into a ViT(classification=True) or a UNETR",
+    "DiffusionModelUNet": "it predicts noise. Use LoRA(), or also_train for its layer 'out'",
+    "ControlNet": "it steers a diffusion model. Use LoRA()",
+}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,24 +123,29 @@ class HeadOnly(Method):
         num_classes: put a new last layer with this many outputs in place of the head's; the old one comes back when the
             adapter is switched off. ``None`` trains the head that is there.
         head: name of the head; default ``classification_head`` of ViT, ``out`` of UNETR and SwinUNETR, ``conv_final`` of
-            SegResNet, ``output_block`` of DynUNet, the last stage of UNet, and of other networks what their class says as
-            ``HEAD``: ``decoder`` of ViTSegmenter, ``head`` of ViTClassifier.
+            SegResNet, ``output_block`` of DynUNet, the last stage of UNet, what a class says as ``HEAD`` (``decoder`` of
+            ViTSegmenter, ``head`` of ViTClassifier), and of all other networks the layers that the output comes from, found by
+            running the network once. Which they are is logged, and stands in :func:`monai_petl.summary`.
 
     Raises:
-        ValueError: there is no such head.
+        ValueError: there is no such head, or none for classes; says what to do.
     """
 
     num_classes: int | None = None
     head: str | None = None
 
     def attach(self, network: nn.Module, name: str) -> None:
+        on = [other for other, record in adapters_of(network).items() if record.enabled]
+        refuse_two_heads(network, on, new=name)
         known = (name for kind, name in HEADS.items() if isinstance(network, kind))
         head = self.head or getattr(network, "HEAD", None) or next(known, None)
-        if head is None or not _has(network, head):
+        if head is None:
+            self._attach_found(network, name)
+            return
+        if not _has(network, head):
             parts = ", ".join(n for n, _ in network.named_children())
-            what = f"no head called {head!r}" if head else "no head that is known here"
             raise ValueError(
-                f"this {type(network).__name__} has {what}; give its name as head=, its parts are: {parts}"
+                f"this {type(network).__name__} has no head called {head!r}; give its name as head=, its parts are: {parts}"
             )
         if self.num_classes is None:
             _train(network, [f"{head}.{n}" for n, _ in network.get_submodule(head).named_parameters()])
@@ -151,8 +172,43 @@ class HeadOnly(Method):
             _train(network, [f"{head}.{n}" for n, _ in network.get_submodule(head).named_parameters()])
             last = _last_layer(network.get_submodule(head), head)
             new = _like(last, self.num_classes)
+            around = network.get_submodule(head.rpartition(".")[0]) if last is network.get_submodule(head) else last
+            norms = _norms_after(around, last) if isinstance(around, nn.Sequential) else {}
+            if norms:
+                last, new = around, _with_norms(around, last, new, norms)
         last.requires_grad_(False)  # also what other methods added to it
         add_delta(last, NewHead(new), name)
+
+    def _attach_found(self, network: nn.Module, name: str) -> None:
+        """The layers that the output comes from, as the head."""
+        kind = type(network).__name__
+        if kind in NO_CLASSES:
+            raise ValueError(f"{kind} has no head for classes: {NO_CLASSES[kind]}")
+        found, example = output_layers(network)
+        parts = ", ".join(n for n, _ in network.named_children())
+        if not found:
+            raise ValueError(
+                f"the head of this {kind} was not found, since it could not be run on a single image; give its name as "
+                f"head=, its parts are: {parts}"
+            )
+        outputs = {layer: _outputs(network.get_submodule(layer)) for layer in found}
+        if self.num_classes is not None and len(set(outputs.values())) > 1:
+            said = ", ".join(f"{layer} ({count})" for layer, count in outputs.items())
+            raise ValueError(
+                f"the output of this {kind} comes from layers of different numbers of channels: {said}; say by head= "
+                "which of them the classes are"
+            )
+        logger.info("the head of this %s is %s, where its output comes from", kind, " and ".join(found))
+        for layer in found:
+            HeadOnly(self.num_classes, layer).attach(network, name)
+        if self.num_classes is not None:
+            channels = {leaf.shape[1] for leaf in runs_on(network, example) or ()}
+            if channels != {self.num_classes}:
+                raise ValueError(
+                    f"the output of this {kind} comes from {' and '.join(found)}, and it does not work with "
+                    "other numbers of channels there; say by head= which layer gives the classes, or build the network for them"
+                )
+        network.__dict__.setdefault("_head_found", {})[name] = tuple(found)
 
 
 class NewHead(Delta):
@@ -193,6 +249,33 @@ def _last_layer(head: nn.Module, name: str) -> nn.Module:
     if not layers:
         raise ValueError(f"the head {name!r} has no linear layer and no convolution that could be replaced")
     return layers[-1]
+
+
+def _norms_after(block: nn.Module, last: nn.Module) -> dict[str, Any]:
+    """Norms with weights for the channels of a layer, behind it in its block."""
+    modules = list(block.named_modules())
+    place = next((place for place, (_, module) in enumerate(modules) if module is last), len(modules))
+    return {
+        name: module
+        for name, module in modules[place:]
+        if isinstance(module, BATCH_OR_INSTANCE)
+        and getattr(module, "weight", None) is not None
+        and module.num_features == _outputs(last)
+    }
+
+
+def _with_norms(block: nn.Module, last: nn.Module, new: nn.Module, norms: Mapping[str, Any]) -> nn.Module:
+    """A copy of a block of one convolution and its norm, with the new convolution and a norm for its channels."""
+    copied = copy.deepcopy(block)
+    copied.set_submodule(next(name for name, module in block.named_modules() if module is last), new)
+    for name, norm in norms.items():
+        options = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        copied.set_submodule(name, type(norm)(_outputs(new), *options).to(norm.weight))
+    return copied
+
+
+def _outputs(layer: Any) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def _like(layer: Any, outputs: int) -> nn.Module:

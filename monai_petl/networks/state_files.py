@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from monai_petl.atomic import written_whole
 
-__all__ = ["read_state_dict", "save_network"]
+__all__ = ["plain_names", "read_state_dict", "save_network", "tensors_of"]
+
+BELOW = ("state_dict", "model", "model_state_dict", "network_weights", "net", "network", "student", "teacher")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "_forward_module.")
 
 
 def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
@@ -43,6 +46,32 @@ def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
             f"{path} cannot be read as a state dict, it may be damaged or truncated ({reason}). Copy or download it again"
         ) from None
     return state.get("model", state) if isinstance(state, Mapping) else {}
+
+
+def tensors_of(contents: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The state dict of a checkpoint, which may lie below one of the usual keys."""
+    for key in BELOW:
+        inside = contents.get(key)
+        if isinstance(inside, Mapping) and any(isinstance(value, Tensor) for value in inside.values()):
+            return {name: value for name, value in inside.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in contents.items() if isinstance(value, Tensor)}
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what distributed training, compiling and training frameworks put before every name.
+
+    Raises:
+        ValueError: two tensors would have one name.
+    """
+    names = list(state)
+    while True:
+        wrapper = next((w for w in WRAPPERS if names and all(name.startswith(w) for name in names)), None)
+        if wrapper is None:
+            break
+        names = [name.removeprefix(wrapper) for name in names]
+    if len(set(names)) < len(names):
+        raise ValueError("two tensors of the checkpoint have one name without their wrappers' names")
+    return dict(zip(names, state.values(), strict=True))
 
 
 def save_network(network: nn.Module, path: str | os.PathLike) -> Path:

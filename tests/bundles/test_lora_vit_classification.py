@@ -13,6 +13,7 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_petl import inspect_adapter
+from monai_petl.data import DataError, require_images
 from tests.bundles.helpers import (
     CLASSIFIER,
     Bundle,
@@ -193,7 +194,7 @@ def test_an_image_that_cannot_be_decoded_is_named_before_inference(
     tmp_path: Path, broken: Path, weights: dict[str, str]
 ) -> None:
     (broken / "test" / "benign" / "benign_0.png").write_text("no image", encoding="utf-8")
-    refusal(CLASSIFIER, "inference", tmp_path / "run", broken, r"first .*benign_0\.png", **weights)
+    refusal(CLASSIFIER, "inference", tmp_path / "run", broken, r"benign_0\.png cannot be read", **weights)
 
 
 def test_a_class_without_images_and_one_outside_the_list_are_named(
@@ -232,11 +233,19 @@ def test_more_labelled_images_than_there_are(tmp_path: Path, images: Path, weigh
     )
 
 
-def test_grey_images_become_three_channels_and_sixteen_bits_need_a_window(tmp_path: Path) -> None:
-    Image.fromarray((torch.arange(1024).view(32, 32) * 60).numpy().astype("uint16")).save(tmp_path / "deep.png")
-    seen = {}
-    for window in ([0, 255], [0, 65535]):
-        flow = CLASSIFIER.workflow("inference", tmp_path, tmp_path, intensity_window=window)
-        seen[window[1]] = parsed(flow, "preprocessing")({"image": str(tmp_path / "deep.png")})["image"]
-    assert (seen[255] == seen[255].amax((1, 2), keepdim=True)).float().mean() > 0.9
-    assert (seen[65535] == seen[65535].amax((1, 2), keepdim=True)).float().mean() < 0.1
+def test_sixteen_bits_are_read_as_a_window_for_them_read_them_and_the_window_is_refused(tmp_path: Path) -> None:
+    """Adapters that were trained with ``intensity_window`` [0, 65535] get the same intensities without it."""
+    values = (torch.arange(1024).view(32, 32) * 60).numpy().astype("uint16")
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    scaling = {"intensity_window": [0, 255], "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "img_size": [32, 32]}
+    flow = CLASSIFIER.workflow("inference", tmp_path, tmp_path, **scaling)
+    seen = parsed(flow, "preprocessing")({"image": str(tmp_path / "deep.png")})["image"]
+    torch.testing.assert_close(
+        seen.as_tensor(), torch.tensor(values / 65535).float().expand(3, 32, 32), atol=1e-5, rtol=0
+    )
+    cases = [{"image": str(tmp_path / "deep.png")}]
+    with pytest.raises(
+        DataError, match=r"intensity_window is \[0, 65535\], but pictures such as .*deep.png are read from 0"
+    ):
+        require_images(cases, tmp_path, intensity_window=[0, 65535])
+    require_images(cases, tmp_path, intensity_window=[0, 255])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,8 +95,57 @@ def window(values: np.ndarray, center: float, width: float) -> np.ndarray:
     return np.clip((values.astype(float) - (center - 0.5)) / (width - 1) + 0.5, 0, 1) * 255
 
 
+def png16(values: np.ndarray) -> Callable[[Path], Path]:
+    """16 bits a sample, grey with transparency (2 channels) or colours (3), which Pillow does not write."""
+
+    def part(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    kind = {2: 4, 3: 2}[values.shape[2]]
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    data = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+    return content("a.png", data)
+
+
+def tiff(values: np.ndarray, bits: int, photometric: int) -> Callable[[Path], Path]:
+    """Grey of any number of bits in little endian, which Pillow does not write."""
+    text = ["".join(format(int(value), f"0{bits}b") for value in row) for row in values]
+    rows = [line.ljust(-(-len(line) // 8) * 8, "0") for line in text]
+    data = b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+    if bits == 16:
+        data = values.astype("<u2").tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return content("a.tif", struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + directory)
+
+
+def array(values: np.ndarray) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        np.save(folder / "a.npy", values)
+        return folder / "a.npy"
+
+    return make
+
+
+def several_arrays(folder: Path) -> Path:
+    np.savez(folder / "a.npz", a=G, b=G)
+    return (folder / "a.npz").rename(folder / "a.npy")
+
+
+def huge(folder: Path) -> Path:
+    Image.new("1", (14000, 14000)).save(folder / "a.png")
+    return folder / "a.png"
+
+
 CLEAR = RGB.convert("RGBA")
 CLEAR.putalpha(GREY)
+WIDE = COLOURS.astype(np.uint16)
+SHADED = np.stack([G, 255 + 0 * G], -1).astype(np.uint16)
+QUARTERS = G // 64
+FAR = {"x00091010": b"\0" * 80000, "x00283010": b"\xfe\xff\x00\xe0\x00\x00\x00\x00"}
 SIGNED = TWELVE.astype(np.int16) - 2048
 TABLE = b"\xfe\xff\x00\xe0\x00\x00\x00\x00"
 LIGHT = 255 - G
@@ -127,6 +178,16 @@ INPUTS = [
     Input(MODES, "white is zero, TIFF of 8 bits", looks(saved(Image.fromarray(LIGHT), "a.tif", tiffinfo={262: 0}), LIGHT)),
     Input(MODES, "white is zero, TIFF of 16 bits", looks(saved(
         Image.fromarray(LIGHT.astype(np.uint16) * 257), "a.tif", tiffinfo={262: 0}), G)),
+    Input(MODES, "16-bit colours, PNG: the upper 8 bits", looks(png16(WIDE * 257), COLOURS)),
+    Input(MODES, "16-bit colours with 12 in use", looks(png16(WIDE * 16), COLOURS), True, ("a.png has 16 bits", "nearly black")),
+    Input(MODES, "16-bit grey with transparency", looks(png16(SHADED * 257), G)),
+    Input(MODES, "16-bit grey with transparency and 12 in use", looks(png16(SHADED * 16), G), True, ("a.png has 16 bits",)),
+    Input(MODES, "12-bit grey, TIFF: 0 to 4095", looks(tiff(G.astype(np.uint16) * 16, 12, 1), G.astype(float) * 16 / 4095 * 255)),
+    Input(MODES, "white is zero, TIFF of 1 bit", looks(tiff(G <= 100, 1, 0), 255 * (G > 100))),
+    Input(MODES, "white is zero, TIFF of 2 bits", looks(tiff(3 - QUARTERS, 2, 0), QUARTERS * 85)),
+    Input(MODES, "white is zero, TIFF of 16 bits with 12 in use", looks(tiff(65535 - G.astype(np.uint16) * 16, 16, 0), G), True,
+          ("a.tif has 16 bits", "nearly black")),
+    Input(MODES, "palette with alpha, TIFF", looks(saved(CLEAR.convert("PA"), "a.tif"), np.asarray(CLEAR.convert("PA").convert("RGB")))),
     *(Input(MODES, f"turned by EXIF, {name[2:].upper()}", looks(turned(name), G, within))
       for name, within in (("a.jpg", 12), ("a.png", 0.51), ("a.tif", 0.51), ("a.webp", 0.51))),
     Input(FORMATS, "`.jfif`, `.jpe`", looks(renamed(GREY, "JPEG", "a.jfif"), G, 4)),
@@ -142,6 +203,15 @@ INPUTS = [
     Input(FORMATS, "a picture that is cut off", looks(cut, G), True, ("a.png cannot be read",)),
     Input(FORMATS, "an empty file", looks(content("a.png", b""), G), True, ("a.png cannot be read",)),
     Input(FORMATS, "a text with the name of a picture", looks(content("a.jpg", b"no picture"), G), True, ("a.jpg cannot be read",)),
+    Input(FORMATS, "a picture of one pixel", looks(saved(GREY.crop((0, 0, 1, 1)), "a.png"), G[:1, :1])),
+    Input(FORMATS, "an animation, WebP", looks(saved(GREY, "a.webp", save_all=True, append_images=[GREY.rotate(90)]), G), True,
+          ("a.webp holds 2 pictures",)),
+    Input(FORMATS, "an animation, PNG", looks(saved(GREY, "a.png", save_all=True, append_images=[GREY.rotate(90)]), G), True,
+          ("a.png holds 2 pictures",)),
+    Input(FORMATS, "196 million pixels", looks(huge, G), True, ("a.png has more than", "smaller copy")),
+    Input(FORMATS, "`.npy` with NaN", looks(array(np.full(SIZE, np.nan)), G), True, ("a.npy has values", "NaN")),
+    Input(FORMATS, "`.npz` called `.npy`", looks(several_arrays, G), True, ("a.npy holds several arrays",)),
+    Input(FORMATS, "a text called `.dcm`", looks(content("a.dcm", b"no picture"), G), True, ("a.dcm cannot be read as a DICOM",)),
     Input(DICOM, "8 bits without a window", looks(dicom(G, bits=8), G)),
     Input(DICOM, "12 bits without a window: 0 to 4095", looks(dicom(TWELVE), TWELVE / 4095 * 255)),
     Input(DICOM, "MONOCHROME1", looks(dicom(255 - G, "MONOCHROME1", 8), G)),
@@ -158,6 +228,26 @@ INPUTS = [
     Input(DICOM, "colours", looks(dicom(COLOURS, "RGB", 8), COLOURS)),
     Input(DICOM, "a table in place of a window", looks(dicom(TWELVE, x00283010=TABLE), G), True,
           ("a.dcm has a VOI LUT Sequence", "PNG")),
+    Input(DICOM, "a table in place of a window, behind long private values", looks(dicom(TWELVE, **FAR), G), True,
+          ("a.dcm has a VOI LUT Sequence",)),
+    Input(DICOM, "a table beside a window, which counts", looks(dicom(
+        TWELVE, x00283010=TABLE, x00281050="1600", x00281051="1000"), window(TWELVE, 1600, 1000))),
+    Input(DICOM, "a table in place of slope and intercept", looks(dicom(
+        TWELVE, x00283000=TABLE, x00281050="1600", x00281051="1000"), G), True, ("a.dcm has a Modality LUT Sequence",)),
+    Input(DICOM, "a negative slope", looks(dicom(TWELVE, x00281050="-1600", x00281051="1000", x00281052="0", x00281053="-1"),
+                                           window(-TWELVE.astype(float), -1600, 1000))),
+    Input(DICOM, "MONOCHROME1 with slope and window", looks(dicom(
+        TWELVE, "MONOCHROME1", x00281050="40", x00281051="400", x00281052="-1024", x00281053="0.5"),
+        255 - window(TWELVE * 0.5 - 1024, 40, 400))),
+    Input(DICOM, "a window of the kind LINEAR_EXACT", looks(dicom(
+        TWELVE, x00281050="1600", x00281051="1000", x00281056="LINEAR_EXACT"), 255 * np.clip((TWELVE - 1600.0) / 1000 + 0.5, 0, 1))),
+    Input(DICOM, "10 bits without a window: 0 to 1023", looks(dicom(TWELVE // 4, bits=10), (TWELVE // 4) / 1023 * 255)),
+    Input(DICOM, "16 bits without a window: 0 to 65535", looks(dicom(TWELVE * 16, bits=16), TWELVE.astype(float) * 16 / 65535 * 255)),
+    Input(DICOM, "16 bits without a window, 12 in use", looks(dicom(TWELVE, bits=16), G), True,
+          ("a.dcm has no window, and values from", "PNG")),
+    Input(DICOM, "the slope 0", looks(dicom(TWELVE, x00281052="5", x00281053="0"), G), True, ("a.dcm has the rescale slope 0",)),
+    Input(DICOM, "colours of 16 bits", looks(dicom(WIDE * 257, "RGB", 16), COLOURS), True, ("a.dcm has colours of uint16",)),
+    Input(DICOM, "YBR_FULL", looks(dicom(np.asarray(RGB.convert("YCbCr")), "YBR_FULL", 8), COLOURS, 3)),
     Input(DICOM, "two frames", looks(dicom(G, bits=8, frames=2), G), True, ("a.dcm has 2 frames",)),
     Input(DICOM, "a window of no width", looks(dicom(TWELVE, x00281050="1600", x00281051="0"), G), True, ("means nothing",)),
 ]  # fmt: skip

@@ -1,0 +1,170 @@
+"""Networks with attention of other libraries: nothing is chosen by default, and the layers that could be taken are listed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import UNETR, AttentionUnet, DiffusionModelUNet, SegResNet, SwinUNETR, ViT
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_petl import adapt
+from monai_petl.methods import LoRA
+from monai_petl.methods.foreign_attention import collapsed, foreign_attention
+
+
+class TimmAttention(nn.Module):
+    """As timm's: one projection for q, k and v."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v))
+
+
+class ViTSelfAttention(nn.Module):
+    """As Hugging Face's: three projections, the output in another module."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.query(x) @ self.key(x).mT, -1) @ self.value(x)
+
+
+class Mixer(nn.Module):
+    """Attention in a class of another name, as in many networks of one's own."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.to_q(x) @ self.to_k(x).mT, -1) @ self.to_v(x)
+
+
+class SegmentAnythingAttention(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(F.scaled_dot_product_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+
+
+class Torchs(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.attn, self.fc = nn.MultiheadAttention(width, 2, batch_first=True), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.attn(x, x, x, need_weights=False)[0])
+
+
+class Transformer(nn.Module):
+    """Patches by a convolution, blocks, and a neck of convolutions, as image encoders have them."""
+
+    def __init__(self, attention: type[nn.Module]) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(1, 8, 4, 4)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"attn": attention(), "mlp": nn.Linear(8, 8)}) for _ in range(3))
+        self.neck = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        tokens = x.flatten(2).mT
+        for block in self.blocks:
+            tokens = tokens + block["attn"](tokens)
+            tokens = tokens + block["mlp"](tokens)
+        return self.neck(tokens.mT.reshape(x.shape))
+
+
+FOREIGN = {
+    TimmAttention: "blocks.*.attn.qkv (3), blocks.*.attn.proj (3)",
+    ViTSelfAttention: "blocks.*.attn.query (3), blocks.*.attn.key (3), blocks.*.attn.value (3)",
+    Mixer: "blocks.*.attn.to_q (3)",
+    SegmentAnythingAttention: "blocks.*.attn.q_proj (3)",
+    Torchs: "blocks.*.attn.fc (3)",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_the_default_is_refused_with_the_layers_that_could_be_taken(kind):
+    network = Transformer(kind)
+    before = list(network.state_dict())
+    with pytest.raises(ValueError, match="attention of another library") as error:
+        adapt(network, LoRA(rank=2))
+    for text in (FOREIGN[kind], "3 times, first blocks.0.attn", "patch_embed (1)", "neck (1)", "give targets"):
+        assert text in str(error.value)
+    assert ".out_proj" not in str(error.value) or kind is SegmentAnythingAttention
+    assert list(network.state_dict()) == before
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_patterns_are_taken_and_the_log_names_them(caplog):
+    network = Transformer(TimmAttention)
+    with caplog.at_level("INFO", "monai_petl"):
+        adapt(network, LoRA(rank=2, targets=("blocks.*.attn.qkv",)))
+    assert "LoRA on 3 layers: blocks.*.attn.qkv (3)" in caplog.text
+    x = torch.randn(1, 1, 16, 16)
+    network(x).sum().backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+def test_an_encoder_of_another_library_in_a_network_of_monai_is_refused_too():
+    network = UNETR(1, 2, (32, 32), 4, 24, 16, 2, spatial_dims=2)
+    network.vit.blocks[1].mlp = Mixer(24)
+    with pytest.raises(ValueError, match=r"Mixer, 1 times, first vit\.blocks\.1\.mlp"):
+        adapt(network, LoRA(rank=2))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        ViT(1, (16, 16), (8, 8), 16, 16, 2, 2, spatial_dims=2),
+        UNETR(1, 2, (32, 32), 4, 24, 16, 2, spatial_dims=2),
+        SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), spatial_dims=2),
+        AttentionUnet(2, 1, 2, (4, 8), (2,)),
+        SegResNet(2, 8, 1, 2),
+        DiffusionModelUNet(
+            2,
+            1,
+            1,
+            channels=(8, 8),
+            attention_levels=(False, True),
+            norm_num_groups=4,
+            num_head_channels=4,
+            num_res_blocks=1,
+        ),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_networks_of_monai_have_a_default(network):
+    assert not foreign_attention(network)
+    adapt(network, LoRA(rank=2))
+
+
+def test_torchs_own_transformer_layers_do_not_leave_adapters_out_in_evaluation():
+    torch.manual_seed(0)
+    network = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1, enable_nested_tensor=False
+    ).eval()
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        before = network(x)
+    adapt(network, LoRA(rank=2, targets=("*.linear1",)))
+    with torch.no_grad():
+        assert torch.allclose(network(x), before, atol=1e-6)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                nn.init.normal_(parameter)
+        assert not torch.allclose(network(x), before, atol=1e-3)
+
+
+def test_names_are_collapsed():
+    names = ["blocks.0.attn.qkv", "blocks.1.attn.qkv", "0.conv1", "1.conv1", "stage2.proj"]
+    assert collapsed(names) == "blocks.*.attn.qkv (2), *.conv1 (2), stage2.proj (1)"
