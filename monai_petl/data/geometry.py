@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from monai_petl.data.errors import DataError
 from monai_petl.data.nifti_header import header_alone
 
-__all__ = ["MAX_SPACING", "MIN_SPACING", "Affine", "check_affine", "require_one_reading", "sitk_affine"]
+__all__ = [
+    "MAX_SPACING",
+    "MIN_SPACING",
+    "Affine",
+    "check_affine",
+    "require_finite",
+    "require_one_reading",
+    "sitk_affine",
+]
 
 Affine = NDArray[np.float64]
 MIN_SPACING, MAX_SPACING = 1e-4, 100.0  # mm
@@ -30,10 +38,7 @@ def check_affine(affine: Affine) -> None:
     Raises:
         DataError: to follow the file's name: not finite, singular, or a voxel size outside 0.0001 to 100 mm.
     """
-    if not np.isfinite(affine).all():
-        raise DataError(
-            "has an affine that is not finite (NaN or infinity in its header). Write the right geometry into it"
-        )
+    require_finite(affine)
     spacing = nib.affines.voxel_sizes(affine)
     if (spacing == 0).any():
         raise DataError(
@@ -47,6 +52,18 @@ def check_affine(affine: Affine) -> None:
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise DataError(
             "has axes that lie in one plane: its affine is singular. Write the right geometry into its header"
+        )
+
+
+def require_finite(affine: Affine) -> None:
+    """Refuse an affine that holds NaN or infinity.
+
+    Raises:
+        DataError: to follow the file's name.
+    """
+    if not np.isfinite(affine).all():
+        raise DataError(
+            "has an affine that is not finite (NaN or infinity in its header). Write the right geometry into it"
         )
 
 

@@ -18,7 +18,7 @@ import SimpleITK as sitk  # noqa: N813
 from monai_petl.data.dicom import read_series, series_files
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.folders import VOLUME_ENDINGS, ending_of
-from monai_petl.data.geometry import check_affine, require_one_reading, sitk_affine
+from monai_petl.data.geometry import check_affine, require_finite, require_one_reading, sitk_affine
 from monai_petl.data.nifti_header import raw_header, require_sound_mgh, require_sound_nifti
 from monai_petl.data.text_header import require_sound_text_header
 from monai_petl.data.whole_voxels import CheckedVoxels, packed, require_whole
@@ -106,8 +106,8 @@ def _by_nibabel(path: Path) -> nib.spatialimages.SpatialImage:
     if header is None:
         require_sound_mgh(path)
     else:
-        if np.isfinite(image.affine).all():
-            require_one_reading(image, header)
+        require_finite(image.affine)
+        require_one_reading(image, header)
         require_sound_nifti(image, header)
     voxels = CheckedVoxels(image) if packed(image.file_map["image"].filename) else image.dataobj
     if header is None:
