@@ -8,13 +8,12 @@ from monai_petl.data.check import (
     check_training_data,
     validate_cases,
 )
+from monai_petl.data.class_table import class_names, require_names
 from monai_petl.data.classification import image_classes, load_image_list, require_images
 from monai_petl.data.datalist import (
-    class_names,
     few_shot,
     load_datalist,
     require_data,
-    require_names,
     split_cases,
 )
 from monai_petl.data.errors import DataError

@@ -17,11 +17,10 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 from tqdm import tqdm
 
+from monai_petl.data.class_table import class_names, ignored_value
 from monai_petl.data.datalist import (
     SECTIONS,
     Case,
-    class_names,
-    ignored_value,
     left_out,
     load_datalist,
     require_data,

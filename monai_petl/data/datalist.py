@@ -8,14 +8,12 @@ empty list, so that a bundle can be built without data; :func:`require_data` is 
 
 from __future__ import annotations
 
-import codecs
 import json
 import logging
 import os
 import re
 import shutil
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +21,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from monai_petl.data.class_table import class_names, require_names
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.folders import list_volumes, say_once, stem, summarised
+from monai_petl.data.texts import read_json
 
 __all__ = [
     "SECTIONS",
@@ -42,7 +42,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("training", "validation", "test")
-IGNORE = "ignore"
 
 Case = dict[str, str]
 T = TypeVar("T")
@@ -146,68 +145,6 @@ def few_shot(datalist: Sequence[T], count: int | None, seed: int = 0) -> list[T]
         )
     chosen = np.random.default_rng(seed).permutation(len(datalist))[:count]
     return [datalist[index] for index in sorted(chosen)]
-
-
-def class_names(dataset_dir: PathLike, default: Sequence[str] = ()) -> dict[str, int]:
-    """Reads the names of the classes: ``labels`` of ``dataset.json``, else ``labels.json``. Background (0) is left out.
-
-    Both directions are understood, ``{"1": "liver"}`` (Decathlon) and ``{"liver": 1}`` (nnU-Net).
-
-    Args:
-        dataset_dir: the data set's folder.
-        default: names of the label values 1, 2, ... when there is no such folder, as where MONAI Label gives the cases: it
-            numbers the classes like the network's channels.
-
-    Returns:
-        name -> label value, in order of the values; empty when the folder has no table.
-
-    Raises:
-        DataError: when the table cannot be read, or gives a name or a value twice.
-    """
-    root = Path(dataset_dir)
-    if not root.is_dir():
-        return {name: value for value, name in enumerate(require_names(default), 1)}
-    return {name: value for name, value in _label_table(root) if name.lower() != IGNORE and value != 0}
-
-
-def ignored_value(dataset_dir: PathLike) -> int | None:
-    """The value of nnU-Net's label ``ignore`` for voxels that nobody annotated, where the data set has one.
-
-    Raises:
-        DataError: as :func:`class_names`.
-    """
-    root = Path(dataset_dir)
-    return (
-        next((value for name, value in _label_table(root) if name.lower() == IGNORE), None) if root.is_dir() else None
-    )
-
-
-def _label_table(root: Path) -> list[tuple[str, int]]:
-    """Names and values in order of the values, with the background and ``ignore``."""
-    table = read_json(root / "dataset.json").get("labels")
-    if table is None:
-        table = read_json(root / "labels.json")
-        table = table.get("labels", table)
-    if isinstance(table, Mapping) and any(isinstance(value, list) for value in table.values()):
-        raise DataError(
-            f"the table of labels in {root} names regions, classes of several values: {table}. Give each class one value; "
-            'data make writes merged labels with --class_names "{name: [1, 2]}"'
-        )
-    try:
-        pairs = [
-            (str(v), int(k)) if str(k).strip().lstrip("-").isdigit() else (str(k), int(v)) for k, v in table.items()
-        ]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"the table of labels in {root} must map label values to names, got {table!r}") from error
-    names, values = [name for name, _ in pairs], [value for _, value in pairs]
-    wrong = next((pair for pair in pairs if pair[1] < 0 or (pair[0].lower() == "background" and pair[1] != 0)), None)
-    if len(set(names)) != len(pairs) or len(set(values)) != len(pairs):
-        raise DataError(f"the table of labels in {root} gives a name or a value twice: {table}")
-    if wrong:
-        raise DataError(
-            f"the table of labels in {root} gives {wrong[0]!r} the value {wrong[1]}; background is 0, classes lie above"
-        )
-    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def require_data(
@@ -400,51 +337,3 @@ def path_in(root: Path, value: str) -> str:
     others = [os.path.normpath(root / value.replace("\\", "/"))]
     others += [unicodedata.normalize(form, other) for form in ("NFC", "NFD") for other in (path, others[0])]
     return next((other for other in others if os.path.exists(other)), path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file in UTF-8 or UTF-16, as Windows writes it; nothing where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        contents = json.loads(decoded(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}. Save it as UTF-8 text") from error
-    if not isinstance(contents, dict):
-        raise DataError(f"{path} must hold a JSON object, got a {type(contents).__name__}")
-    return contents
-
-
-def decoded(path: Path) -> str:
-    """A text in UTF-8, or in UTF-16 or UTF-32 with its mark.
-
-    Raises:
-        OSError, UnicodeDecodeError: it cannot be read.
-    """
-    data = path.read_bytes()
-    return data.decode(_encoding(data[:4]))
-
-
-def _encoding(first: bytes) -> str:
-    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
-    marks |= {codecs.BOM_UTF16_BE: "utf-16"}
-    return next((name for mark, name in marks.items() if first.startswith(mark)), "utf-8")
-
-
-def require_names(names: Any, what: str = "class_names") -> list[str]:
-    """The names of classes as a list; a text would be taken apart into letters.
-
-    Raises:
-        DataError: they are no list, empty, no texts, or one stands there twice.
-    """
-    if isinstance(names, str):
-        raise DataError(f"{what} must be a list of names, got the text {names!r}; write it as \"['{names}']\"")
-    if not isinstance(names, Iterable):
-        raise DataError(f"{what} must be a list of names, got {names!r}")
-    found = list(names)
-    odd = [name for name in found if not isinstance(name, str) or not name.strip()]
-    twice = [name for name, count in Counter(found).items() if count > 1] if not odd else []
-    if odd or twice:
-        reason = f"{odd[0]!r} is no name" if odd else f"{twice[0]!r} stands there twice"
-        raise DataError(f"{what} must be different names, got {found}: {reason}")
-    return found

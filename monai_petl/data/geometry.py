@@ -38,7 +38,10 @@ def check_affine(affine: Affine) -> None:
     Raises:
         DataError: to follow the file's name: not finite, singular, or a voxel size outside 0.0001 to 100 mm.
     """
-    require_finite(affine)
+    if not np.isfinite(affine).all():
+        raise DataError(
+            "has an affine that is not finite (NaN or infinity in its header). Write the right geometry into it"
+        )
     spacing = nib.affines.voxel_sizes(affine)
     if (spacing == 0).any():
         raise DataError(
@@ -52,18 +55,6 @@ def check_affine(affine: Affine) -> None:
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise DataError(
             "has axes that lie in one plane: its affine is singular. Write the right geometry into its header"
-        )
-
-
-def require_finite(affine: Affine) -> None:
-    """Refuse an affine that holds NaN or infinity.
-
-    Raises:
-        DataError: to follow the file's name.
-    """
-    if not np.isfinite(affine).all():
-        raise DataError(
-            "has an affine that is not finite (NaN or infinity in its header). Write the right geometry into it"
         )
 
 

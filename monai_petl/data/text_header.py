@@ -59,7 +59,7 @@ def _check_nrrd(fields: dict[str, str]) -> None:
     if "dimension" not in fields:
         return  # no NRRD file; the reader says so
     directions = fields.get("space directions", "").lower()
-    if "none" in directions and "kinds" not in fields:  # with kinds, the reader counts the values of a voxel
+    if "none" in directions and fields["dimension"] != "3":
         raise DataError(
             f"has {fields['dimension']} axes, of which one is no direction in space: it holds several channels or times. Save "
             "each as a file of its own"

@@ -18,7 +18,7 @@ import SimpleITK as sitk  # noqa: N813
 from monai_petl.data.dicom import read_series, series_files
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.folders import VOLUME_ENDINGS, ending_of
-from monai_petl.data.geometry import check_affine, require_finite, require_one_reading, sitk_affine
+from monai_petl.data.geometry import check_affine, require_one_reading, sitk_affine
 from monai_petl.data.nifti_header import raw_header, require_sound_mgh, require_sound_nifti
 from monai_petl.data.text_header import require_sound_text_header
 from monai_petl.data.whole_voxels import CheckedVoxels, packed, require_whole
@@ -102,11 +102,11 @@ def _by_nibabel(path: Path) -> nib.spatialimages.SpatialImage:
     if dtype.names is not None or dtype.kind not in "iufb":
         kind = "colours" if dtype.names is not None else "complex numbers"
         raise DataError(f"holds {kind} ({dtype}), where a volume has one real number a voxel. Save one channel alone")
+    check_affine(np.asarray(image.affine, dtype=np.float64))
     require_whole(image)
     if header is None:
         require_sound_mgh(path)
     else:
-        require_finite(image.affine)
         require_one_reading(image, header)
         require_sound_nifti(image, header)
     voxels = CheckedVoxels(image) if packed(image.file_map["image"].filename) else image.dataobj

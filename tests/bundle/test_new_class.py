@@ -129,5 +129,5 @@ def test_the_metadata_tells_of_the_new_classes(tmp_path: Path) -> None:
     pred = metadata["network_data_format"]["outputs"]["pred"]
     assert pred["channel_def"] == {"0": "mole", "1": "melanoma"}
     assert pred["num_channels"] == 2
-    assert "lora_vit_classification 0.1.0" in next(iter(metadata["changelog"].values()))
+    assert "lora_vit_classification 0.1.1" in next(iter(metadata["changelog"].values()))
     assert "mole, melanoma" in (made.path / "docs" / "README.md").read_text(encoding="utf-8").splitlines()[2]

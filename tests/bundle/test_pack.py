@@ -47,7 +47,7 @@ def test_an_adapter_goes_without_its_backbone_and_one_command_rebuilds_the_netwo
     trained: Path, tmp_path: Path
 ) -> None:
     packed = pack(trained, tmp_path, URL, "models/adapters/head.safetensors")
-    assert packed.path.name == "inflated_vit_segmentation_v0.1.0.zip"
+    assert packed.path.name == "inflated_vit_segmentation_v0.1.1.zip"
     assert "models/adapters/head.safetensors" in packed.files
     assert not {"models/model.pt", "models/pretrained.safetensors"} & packed.files.keys()
     root = unpacked(packed.path, tmp_path / "elsewhere")
@@ -190,4 +190,4 @@ def test_an_adapter_above_the_zoos_limit_is_an_entry_too(
 
 def test_what_is_packed_can_be_read_as_json(trained: Path, tmp_path: Path) -> None:
     root = unpacked(pack(trained, tmp_path).path, tmp_path / "elsewhere")
-    assert json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"] == "0.1.0"
+    assert json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"] == "0.1.1"

@@ -135,7 +135,7 @@ INPUTS = [
     Input(FORMATS, "four axes, (H, W, D, 2)", reads(written(nib.Nifti1Image(np.stack([IMAGE] * 2, -1), AFFINE), "a.nii")),
           True, ("a.nii has 4 axes, (12, 10, 6, 2)", "Save each as a file")),
     Input(FORMATS, "NRRD with three values a voxel", reads(written(sitk.Compose([as_itk(IMAGE)] * 3), "a.nrrd")),
-          True, ("a.nrrd holds 3 values a voxel",)),
+          True, ("a.nrrd has 4 axes", "Save each")),
     Input(FORMATS, "NIfTI with colours", reads(written(nib.Nifti1Image(
         np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), AFFINE), "a.nii.gz")), True, ("a.nii.gz holds colours",)),
     Input(FORMATS, "complex numbers", reads(written(nib.Nifti1Image(IMAGE.astype(np.complex64), AFFINE), "a.nii.gz")),
