@@ -2,7 +2,8 @@
 
 The rule for NIfTI is nibabel's: the sform where its code is positive, else the qform where its code is, else pixdim. Other
 programs, among them those built on ITK, prefer the qform in some files, or take the voxel size from pixdim alone. A file for
-which both readings differ shows the patient in two places, so it is refused.
+which both readings differ shows the patient in two places, so it is refused. Where ITK takes the sform as well, as for code 1,
+a qform that differs changes nothing and is not looked at.
 """
 
 from __future__ import annotations
@@ -17,15 +18,7 @@ from numpy.typing import NDArray
 from monai_petl.data.errors import DataError
 from monai_petl.data.nifti_header import header_alone
 
-__all__ = [
-    "MAX_SPACING",
-    "MIN_SPACING",
-    "Affine",
-    "check_affine",
-    "require_finite",
-    "require_one_reading",
-    "sitk_affine",
-]
+__all__ = ["MAX_SPACING", "MIN_SPACING", "Affine", "check_affine", "require_one_reading", "sitk_affine"]
 
 Affine = NDArray[np.float64]
 MIN_SPACING, MAX_SPACING = 1e-4, 100.0  # mm

@@ -201,6 +201,8 @@ INPUTS = [
     Input(HEADERS, "CIFTI", reads(cifti), True, ("a.nii is no NIfTI volume but of the kind Cifti2Image",)),
     Input(HEADERS, "MGH without its place", reads(changed("a.mgz", unpacked(
         lambda data: data[:28] + b"\0\0" + data[30:]), FLOATS)), True, ("a.mgz does not say where", "mri_convert")),
+    Input(HEADERS, "MGH without voxels", reads(changed("a.mgz", unpacked(
+        lambda data: data[:4] + b"\0" * 4 + data[8:]), FLOATS)), True, ("a.mgz cannot be read",)),
     Input(HEADERS, "NRRD to the right, front and head", reads(nrrd(), IMAGE)),
     Input(HEADERS, "NRRD without a space", reads(nrrd("", "", "spacings: 2 2 3")), True, ("a.nrrd names no space",)),
     Input(HEADERS, "NRRD of the scanner's space", reads(nrrd(space="scanner-xyz")), True, ("a.nrrd names the space",)),
