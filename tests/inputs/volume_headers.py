@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -129,7 +128,6 @@ def one_slice_of_no_thickness(folder: Path) -> Path:
 
 
 def beside(folder: Path) -> Path:
-    logging.getLogger("monai_petl").setLevel(logging.WARNING)
     path = save_series(folder / "ct", IMAGE, STRAIGHT)
     (path / "report.pdf").write_bytes(b"%PDF")
     return path
