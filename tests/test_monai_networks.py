@@ -120,6 +120,30 @@ def test_a_network_without_one_head_for_classes_is_refused_with_a_remedy(small: 
     assert list(network.state_dict()) == before
 
 
+class Features(nn.Module):
+    """A feature extractor as RetinaNet takes it."""
+
+    out_channels = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"0": self.conv(x)}
+
+
+def test_the_classes_of_a_retinanet_train_and_another_number_of_them_is_refused():
+    from monai.apps.detection.networks.retinanet_network import RetinaNet
+
+    network = RetinaNet(2, num_classes=3, num_anchors=2, feature_extractor=Features(), size_divisible=2)
+    with pytest.raises(ValueError, match=r"build it with num_classes=5, load the other weights"):
+        adapt(network, HeadOnly(num_classes=K))
+    adapt(network, HeadOnly())
+    trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    assert trained == {"classification_head"}
+
+
 def test_the_summary_says_which_head_was_found():
     small = next(s for s in NETWORKS if s.kind == "VNet")
     network = adapt(built(small), HeadOnly(num_classes=K))

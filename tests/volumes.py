@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,27 @@ def plain_folders(root: Path, count: int = 5, ending: str = ".nii.gz") -> Path:
             save(root / kind / f"c{index}{ending}", voxels)
     (root / "labels.json").write_text('{"1": "liver", "2": "spleen"}', encoding="utf-8")
     return root
+
+
+def set_dicom(path: Path, tag: tuple[int, int], value: str | bytes | None) -> None:
+    """Change a field of a DICOM file that :func:`save_series` has written (implicit, little-endian), or leave it out."""
+    content, at = path.read_bytes(), 132
+    mark = struct.pack("<HH", *tag)
+    if value is None and mark not in content:
+        return
+    at = content.index(mark, at)
+    length = struct.unpack_from("<I", content, at + 4)[0]
+    new = b""
+    if value is not None:
+        held = value if isinstance(value, bytes) else value.encode()
+        held += b" " * (len(held) % 2)
+        new = mark + struct.pack("<I", len(held)) + held
+    path.write_bytes(content[:at] + new + content[at + 8 + length :])
+
+
+def add_dicom(path: Path, before: tuple[int, int], tag: tuple[int, int], value: str) -> None:
+    """Put a field into a DICOM file, before another one."""
+    content = path.read_bytes()
+    at = content.index(struct.pack("<HH", *before), 132)
+    held = value.encode() + b" " * (len(value) % 2)
+    path.write_bytes(content[:at] + struct.pack("<HHI", *tag, len(held)) + held + content[at:])

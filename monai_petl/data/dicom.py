@@ -1,53 +1,61 @@
-"""DICOM series as volumes: the slices of a folder in order, if they make a straight grid."""
+"""DICOM series as volumes: the slices of a folder in order, if they make a straight grid.
+
+Places come from the headers of the slices: position (0020,0032), orientation (0020,0037) and pixel spacing (0028,0030). A
+header without them is refused, since ITK would assume axial slices of 1 mm. Reference: DICOM PS3.3, C.7.6.2.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from monai_petl.data.dicom_slices import MODALITY, Slice, read_header, read_slice, require_straight, thickness
 from monai_petl.data.errors import DataError, PathLike
-from monai_petl.data.geometry import sitk_affine
+from monai_petl.data.folders import say_once, summarised
 
 __all__ = ["modality_of", "read_series", "series_files", "series_ids"]
 
-MODALITY = "0008|0060"
-NO_VOLUMES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO")
-STRAIGHTEN = "Convert the series with dcm2niix, which straightens it, and use the NIfTI file that it writes"
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """What the header of a file says of its place: mm in DICOM's axes (left, back, head)."""
-
-    name: str
-    origin: np.ndarray
-    axes: np.ndarray  # columns: along rows, along columns, normal
-    spacing: tuple[float, ...]
-    size: tuple[int, ...]
+ENDINGS = (".dcm", ".dicom", ".ima")
+MARK = b"DICM"  # at byte 128 of a DICOM file
 
 
 def series_ids(folder: PathLike) -> tuple[str, ...]:
     """The DICOM series of a folder, without those below it."""
-    return tuple(sitk.ImageSeriesReader.GetGDCMSeriesIDs(os.fspath(folder)))
+    told = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would warn of each folder without a series
+    try:
+        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesIDs(os.fspath(folder)))
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(told)
 
 
 def series_files(folder: PathLike) -> tuple[str, ...]:
     """The files of the one series in a folder, in the order of their places.
 
     Raises:
-        DataError: to follow the folder's name: it holds no series, or several.
+        DataError: to follow the folder's name: it holds no series, several, or DICOM files that cannot be read.
     """
     ids = series_ids(folder)
     if len(ids) != 1:
         found = f"{len(ids)} DICOM series; give each a folder of its own" if ids else "no DICOM series"
         raise DataError(f"holds {found}")
-    return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(os.fspath(folder), ids[0]))
+    files = tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(os.fspath(folder), ids[0]))
+    beside = set(os.listdir(folder)) - {os.path.basename(name) for name in files}
+    damaged = sorted(name for name in beside if _looks_like_dicom(Path(folder, name)))
+    if damaged:
+        raise DataError(
+            f"holds DICOM files that cannot be read as part of its series: {summarised(damaged)}. Copy the series again from "
+            "its source, or move what does not belong to it elsewhere"
+        )
+    others = sorted(name for name in beside if not name.startswith("."))
+    if others:
+        say_once(f"{folder} holds a DICOM series; what lies beside it is not read: {summarised(others)}")
+    return files
 
 
 def read_series(files: Sequence[str]) -> nib.Nifti1Image:
@@ -55,89 +63,45 @@ def read_series(files: Sequence[str]) -> nib.Nifti1Image:
 
     Raises:
         DataError: to follow the folder's name: slices are missing, doubled, uneven or askew (gantry tilt), differ in size
-            or direction, or the files hold no images.
+            or direction, do not say where they lie, or the files hold no images.
     """
-    slices = [_header(name) for name in files]
-    if len(slices) > 1:
-        _require_straight(slices)
+    slices = [read_slice(name) for name in files]
+    step = require_straight(slices) if len(slices) > 1 else slices[0].axes[:, 2] * thickness(files[0])
+    kinds = {item.kind for item in slices}
+    # where slopes differ, ITK would cut the values of all slices to the type of the first
+    kind = kinds.pop() if len(kinds) == 1 else sitk.sitkFloat64
+    told = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # distances have been looked at
     try:
-        image = sitk.ReadImage(list(files)) if len(files) > 1 else sitk.ReadImage(files[0])
+        image = sitk.ReadImage(list(files), kind) if len(files) > 1 else sitk.ReadImage(files[0], kind)
     except RuntimeError as error:
-        raise DataError(f"cannot be read: {str(error).strip().splitlines()[-1].strip()}") from error
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(
-            f"holds colours ({image.GetNumberOfComponentsPerPixel()} values a voxel), where a volume has one number"
-        )
-    affine = sitk_affine(image)
-    if len(affine) != 4:
-        raise DataError(f"has {len(affine) - 1} axes, {image.GetSize()}, where a volume has 3")
+        last = str(error).strip().splitlines()[-1].strip()
+        raise DataError(f"cannot be read: {last}. Copy the series again from its source") from error
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(told)
+    if image.GetDimension() != 3:
+        raise DataError(f"has {image.GetDimension()} axes, {image.GetSize()}, where a volume has 3")
     voxels = sitk.GetArrayViewFromImage(image).T.copy(order="F")
-    return nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    return nib.Nifti1Image(voxels, _affine(slices[0], step), dtype=voxels.dtype)
 
 
 def modality_of(folder: PathLike) -> str:
     """What the first file of a series says of its modality, such as ``CT``; nothing where it says none."""
-    reader = _reader(series_files(folder)[0])
+    reader = read_header(series_files(folder)[0])
     return reader.GetMetaData(MODALITY).strip() if reader.HasMetaDataKey(MODALITY) else ""
 
 
-def _reader(name: str) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(name)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise DataError(f"cannot be read: {str(error).strip().splitlines()[-1].strip()}") from error
-    return reader
+def _affine(first: Slice, step: np.ndarray) -> np.ndarray:
+    """Affine (voxel -> mm, RAS) from the first slice and the way to the next; DICOM's axes run to the left and to the back."""
+    affine = np.eye(4)
+    affine[:3, :2] = first.axes[:, :2] * first.spacing
+    affine[:3, 2], affine[:3, 3] = step, first.origin
+    affine[:2] *= -1
+    return affine
 
 
-def _header(name: str) -> _Slice:
-    reader = _reader(name)
-    modality = reader.GetMetaData(MODALITY).strip() if reader.HasMetaDataKey(MODALITY) else ""
-    if modality in NO_VOLUMES:
-        raise DataError(
-            f"is no series of images: {Path(name).name} is a DICOM object of modality {modality}. Convert a segmentation to "
-            "NIfTI first, with dcmqi for instance"
-        )
-    axes = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:3, :3]
-    spacing = tuple(round(float(value), 4) for value in reader.GetSpacing()[:2])
-    return _Slice(Path(name).name, np.array(reader.GetOrigin()[:3]), axes, spacing, tuple(reader.GetSize()[:2]))
-
-
-def _require_straight(slices: Sequence[_Slice]) -> None:
-    """Slices of one size and direction, each straight above the one below, at equal distances."""
-    first = slices[0]
-    for other in slices[1:]:
-        if other.size != first.size or other.spacing != first.spacing:
-            raise DataError(
-                f"mixes slices: {first.name} has {first.size} pixels of {first.spacing} mm, {other.name} {other.size} of "
-                f"{other.spacing}. Give each kind a folder of its own"
-            )
-        if np.abs(other.axes - first.axes).max() > 1e-3:
-            raise DataError(
-                f"mixes directions: {first.name} and {other.name} are turned against each other. Give each direction a folder "
-                "of its own"
-            )
-    places = np.array([item.origin for item in slices])
-    steps = np.diff(places, axis=0)
-    along = steps @ first.axes[:, 2]
-    askew = np.linalg.norm(steps - along[:, None] * first.axes[:, 2], axis=1)
-    if not np.abs(along).min() > 1e-3:
-        place = int(np.abs(along).argmin())
-        raise DataError(
-            f"has two slices in one place: {slices[place].name} and {slices[place + 1].name}. Remove copies, and give each "
-            "phase or echo a folder of its own"
-        )
-    if askew.max() > max(0.01 * np.abs(along).max(), 0.01):
-        angle = np.degrees(np.arctan2(askew.max(), np.abs(along).max()))
-        raise DataError(
-            f"lies askew by {angle:.1f} degrees (gantry tilt): each slice is shifted by {askew.max():.3g} mm against the one "
-            f"before, and a straight grid would put them in wrong places. {STRAIGHTEN}"
-        )
-    low, high = float(np.abs(along).min()), float(np.abs(along).max())
-    if high - low > max(0.05 * high, 0.02):
-        raise DataError(
-            f"lacks slices or has uneven ones: they lie {low:.3g} to {high:.3g} mm apart. Complete the series, or "
-            "resample it with a tool that knows the distances"
-        )
+def _looks_like_dicom(path: Path) -> bool:
+    if not path.is_file() or path.name.startswith(".") or path.name.upper() == "DICOMDIR":
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() in ENDINGS or file.read(132)[128:] == MARK

@@ -2,7 +2,8 @@
 
 The rule for NIfTI is nibabel's: the sform where its code is positive, else the qform where its code is, else pixdim. Other
 programs, among them those built on ITK, prefer the qform in some files, or take the voxel size from pixdim alone. A file for
-which both readings differ shows the patient in two places, so it is refused.
+which both readings differ shows the patient in two places, so it is refused. Where ITK takes the sform as well, as for code 1,
+a qform that differs changes nothing and is not looked at.
 """
 
 from __future__ import annotations

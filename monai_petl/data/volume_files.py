@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import zlib
 from pathlib import Path
 
@@ -29,6 +30,7 @@ BY_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 BROKEN = (
     *(OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, MemoryError, OverflowError, zlib.error),
     *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError),
+    *(nib.freesurfer.mghformat.MGHError, struct.error, ArithmeticError),
 )
 
 

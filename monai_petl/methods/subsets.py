@@ -152,6 +152,13 @@ class HeadOnly(Method):
         refuse_two_heads(network, on, new=name)
         known = (name for kind, name in HEADS.items() if isinstance(network, kind))
         head = self.head or getattr(network, "HEAD", None) or next(known, None)
+        if type(network).__name__ == "RetinaNet":  # of monai.apps.detection, which is not imported for this
+            if self.num_classes is not None:
+                raise ValueError(
+                    "a RetinaNet has an output for each anchor and class, and its detector counts the classes itself; build it "
+                    f"with num_classes={self.num_classes}, load the other weights, and use HeadOnly() without num_classes"
+                )
+            head = head or "classification_head"
         if head is None:
             self._attach_found(network, name)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import tempfile
@@ -12,10 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd
 
-from monai_petl.data import DataError, VolumeReader, check_images, check_training_data, load_datalist, make_dataset
+from monai_petl.data import (
+    DataError,
+    VolumeReader,
+    check_dataset,
+    check_images,
+    check_training_data,
+    load_datalist,
+    make_dataset,
+)
 from monai_petl.data.volumes import read_array, read_grid
+from monai_petl.transforms import GuardedSpacingd
 from tests.pipelines import read_case
 from tests.volumes import AFFINE, dataset, raw_nifti, save, volume
 
@@ -95,6 +105,74 @@ def test_all_that_read_a_volume_refuse_what_one_of_them_refuses(tmp_path):
     with pytest.raises(RuntimeError) as error:
         read_case(case, root, (2, 2, 3))
     assert sentence in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"sform": np.zeros((3, 4)), "sform_code": 1}, "its affine is singular"),
+        ({"sform": np.full((3, 4), np.nan), "sform_code": 1}, "an affine that is not finite"),
+        ({"sform": AFFINE, "sform_code": 2, "qform_code": 1, "qoffset_y": 3.0}, "has two geometries"),
+        ({"qform_code": 1, "pixdim": (1, 2, 0, 3, 0, 0, 0, 0)}, "a voxel size of 2 x 0 x 3"),
+        ({"sform": AFFINE, "sform_code": 1, "vox_offset": 0}, "begin at byte 0"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_every_check_names_a_file_with_a_broken_header(tmp_path, kind, fields, sentence):
+    root = dataset(tmp_path)
+    cases = load_datalist(root)
+    raw_nifti(Path(cases[0][kind]), volume()[kind == "label"], **fields)
+    name = f"{kind}sTr/c0.nii.gz"
+    assert [problem for problem in check_dataset(root).problems if name in problem and sentence in problem]
+    with pytest.raises(DataError, match=f"{name}.*{sentence}"):
+        check_training_data(cases, root, ["liver"])
+    if kind == "image":
+        with pytest.raises(DataError, match=f"{name}.*{sentence}"):
+            check_images(cases, root)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_a_header_is_checked_without_its_voxels(tmp_path, name, monkeypatch):
+    from nibabel.arrayproxy import ArrayProxy
+
+    path = save(tmp_path / name, volume()[0])
+    monkeypatch.setattr(ArrayProxy, "__array__", None)
+    assert read_grid(path)[0] == volume()[0].shape
+
+
+def test_packed_voxels_are_read_once_up_to_their_checksum(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.nii.gz", volume()[0])
+    opened = []
+    monkeypatch.setattr(gzip, "open", lambda name, *mode, real=gzip.open: opened.append(name) or real(name, *mode))
+    reader = VolumeReader()
+    assert np.array_equal(reader.get_data(reader.read(str(path)))[0], volume()[0])
+    assert len(opened) == 2  # the header, and the voxels
+
+
+def test_sheared_volumes_are_resampled_where_they_lie_and_come_back(tmp_path):
+    affine = nib.affines.from_matvec(np.array([[-2.0, 0.8, 0.4], [0.2, 2, 0], [0.3, 0, -3]]), [50, 6, 70])
+    slope = np.array([1.0, 2.0, -1.5])  # a ramp in mm: linear resampling keeps it
+    ramp = (nib.affines.apply_affine(affine, np.moveaxis(np.indices((24, 20, 16)), 0, -1)) @ slope).astype(np.float32)
+    save(tmp_path / "a.nii.gz", ramp, affine)
+    steps = Compose(
+        [
+            LoadImaged("image", reader=VolumeReader(), image_only=True),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="RAS", labels=None),
+            GuardedSpacingd("image", pixdim=(1.5, 1.5, 2), mode="bilinear"),
+        ]
+    )
+    data = steps({"image": str(tmp_path / "a.nii.gz")})
+    seen = data["image"]
+    places = nib.affines.apply_affine(seen.affine.numpy(), np.moveaxis(np.indices(seen.shape[1:]), 0, -1))
+    indices = nib.affines.apply_affine(np.linalg.inv(affine), places)
+    inside = ((indices >= 0) & (indices <= np.array(ramp.shape) - 1)).all(-1)
+    assert inside.mean() > 0.3
+    assert np.abs(seen.numpy()[0] - places @ slope)[inside].max() < 1e-3
+    data["pred"] = seen.clone()
+    back = Invertd("pred", transform=steps, orig_keys="image", nearest_interp=False)(data)["pred"]
+    assert np.allclose(back.affine, affine)
+    assert np.abs(back.numpy()[0] - ramp)[3:-3, 3:-3, 3:-3].max() < 1e-3
 
 
 def test_the_modality_is_what_the_series_say_or_unknown(tmp_path):
