@@ -67,8 +67,6 @@ NO_CLASSES = {
     "VoxelMorph": "it aligns two images. Use LoRA() for its backbone",
 }
 OTHER_NUMBERS = {  # heads whose number of channels follows from more than the classes
-    "RetinaNet": "its classification head has classes times anchors. Build it with num_classes={0}, load the other tensors, "
-    "and train classification_head by also_train",
     "GlobalNet": "its last layer gives an affine matrix. Train it as it is by HeadOnly()",
 }
 

@@ -100,8 +100,8 @@ def test_that_training_mode_could_not_be_looked_at_is_said(caplog):
     assert "NeverInTraining could not be run in training mode, so its head is that of evaluation" in caplog.text
 
 
-class RetinaNet(nn.Module):
-    """As MONAI's, which needs torchvision: classes times anchors."""
+class Detector(nn.Module):
+    """Layers for classes and for boxes, of different numbers of channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class FiveClassDiffusion(DiffusionModelUNet):
 
 
 REFUSED = [
-    (RetinaNet, "classes times anchors. Build it with num_classes=5"),
+    (Detector, r"cls_logits \(6\), bbox_reg \(12\); say by head= which of them the classes are"),
     (lambda: DiffusionModelUNet(2, 1, 1, num_head_channels=4, **LATENT), "it predicts noise. Use LoRA"),
     (lambda: FiveClassDiffusion(2, 1, 1, num_head_channels=4, **LATENT), "it predicts noise. Use LoRA"),
     (lambda: ControlNet(2, 1, num_head_channels=4, **LATENT), "it steers a diffusion model. Use LoRA"),
@@ -134,7 +134,7 @@ def test_what_has_no_head_for_classes_is_refused_with_a_remedy(make, sentence):
 
 
 def test_all_heads_of_a_detector_train_as_they_are():
-    network = adapt(RetinaNet(), HeadOnly())
+    network = adapt(Detector(), HeadOnly())
     trained = {name.partition(".")[0] for name, p in network.named_parameters() if p.requires_grad}
     assert trained == {"cls_logits", "bbox_reg"}
 
