@@ -7,6 +7,7 @@ code of its class reads ``self.training``, whatever it is called.
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ def _reads_training(kind: Any, noise_alone: bool) -> bool:
         for member in vars(base).values():
             function = getattr(member, "__wrapped__", member)
             for code in _codes(getattr(function, "__code__", None)):
-                if "training" in code.co_names and (not noise_alone or _names_noise(code)):
+                if _reads_own(code) and (not noise_alone or _names_noise(code)):
                     return True
     return False
 
@@ -104,6 +105,20 @@ def _codes(code: types.CodeType | None) -> Iterator[types.CodeType]:
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 yield from _codes(constant)
+
+
+def _reads_own(code: types.CodeType) -> bool:
+    """Whether code reads ``self.training``, and not that of another module."""
+    if "training" not in code.co_names:
+        return False
+    before = None
+    for step in dis.get_instructions(code):
+        if step.opname == "LOAD_ATTR" and step.argval == "training" and before is not None:
+            loaded = before.argval[-1] if isinstance(before.argval, tuple) else before.argval
+            if loaded == "self":
+                return True
+        before = step
+    return False
 
 
 def _names_noise(code: types.CodeType) -> bool:

@@ -103,10 +103,15 @@ def _renamed(
     """Tensors under the names of the family's table; every key is renamed, dropped or an error."""
     tensors: dict[str, Tensor] = {}
     unknown = []
+    halves = {found[1] for key in plain.values() if (found := POOLED_NORM.fullmatch(key))}
     has_norm = any(family.rename(key) == "norm.weight" for key in plain.values())
     for key, tensor in state.items():
         pooled = POOLED_NORM.fullmatch(plain[key]) if family.kind == "vit" else None
-        if pooled and has_norm:
+        if pooled and not has_norm and len(halves) < 2:
+            report.dropped[key] = (
+                f"half a norm behind the pooling, without its {'bias' if pooled[1] == 'weight' else 'weight'}"
+            )
+        elif pooled and has_norm:
             report.dropped[key] = "norm behind the pooling, which the tokens do not pass"
         elif name := f"norm.{pooled[1]}" if pooled else family.rename(plain[key]):
             if name in tensors:

@@ -114,6 +114,8 @@ class PromptBank(nn.Module):
         blocks, tokens, num_heads, bias_width, embedding_channels, dropout: as for :class:`PromptSet`.
     """
 
+    follows_training = True  # it reads its mode to give it to new prompts
+
     def __init__(
         self,
         blocks: Mapping[str, int],

@@ -243,7 +243,7 @@ RUNS_WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
         lambda root: rewrite_card(root, "| ONNX | yes |", "| ONNX | no |"),
     ),
     "nothing learnt": ("train", "changed nothing", lambda root: edit(root, "train", lambda c: c.update(STILL))),
-    "no number": ("train", "the last loss is nan", lambda root: edit(root, "train", lambda c: c.update(lr=1e30))),
+    "no number": ("train", "the loss is nan in epoch 1", lambda root: edit(root, "train", lambda c: c.update(lr=1e30))),
     "silent about the package": (
         "without monai_petl",
         "verify_net_in_out",

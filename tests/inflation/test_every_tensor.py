@@ -150,11 +150,12 @@ def test_the_norm_behind_the_pooling_becomes_the_final_norm_and_is_said(norm):
     assert f"{norm}.weight is the only norm behind the blocks" in str(converted.report)
 
 
-def test_half_a_norm_behind_the_pooling_is_refused():
+def test_half_a_norm_behind_the_pooling_is_left_out_with_the_reason():
     state = timm_vit()
     halved = {**{k: t for k, t in state.items() if not k.startswith("norm.")}, "fc_norm.bias": torch.zeros(24)}
-    with pytest.raises(ValueError, match=r"lacks 1 tensors that would become norm\.weight"):
-        convert_state_dict(halved, num_heads=4)
+    converted = convert_state_dict(halved, num_heads=4)
+    assert converted.report.dropped == {"fc_norm.bias": "half a norm behind the pooling, without its weight"}
+    assert not converted.architecture.final_norm
 
 
 def test_beside_a_final_norm_it_is_left_out_with_the_reason():
