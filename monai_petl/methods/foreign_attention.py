@@ -33,13 +33,13 @@ WRAPPED = 16  # layers inside a projection: one with its norm, or one a head; a 
 
 
 def foreign_attention(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules of the backbone that compute attention and are not MONAI's, the innermost of each, in order."""
+    """Modules of the backbone that compute attention and are neither MONAI's nor of this package, in order."""
     found: list[tuple[str, nn.Module]] = []
     inside: tuple[str, ...] = ()
     for name, module in backbone_modules(network):
         if isinstance(module, KNOWN):
             inside += (f"{name}." if name else "",)
-        elif not (inside and f"{name}.".startswith(inside)) and _is_attention(module):
+        elif not (inside and f"{name}.".startswith(inside)) and not _of(module, "monai_petl") and _is_attention(module):
             found.append((name, module))
     return found
 
@@ -77,7 +77,7 @@ def require_known_layers(network: nn.Module) -> None:
         ValueError: lists the layers that could be taken.
     """
     require_known_attention(network)
-    if has_attention(network):
+    if has_attention(network) or _of(network, "monai", "monai_petl"):
         return
     layers: list[Any] = [network.get_submodule(name) for name in _layers(network)]
     linear = [layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear)]
@@ -115,6 +115,11 @@ def _layers(network: nn.Module) -> list[str]:
         for name, layer in backbone_modules(network)
         if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and not _in_torchs_own(network, name)
     ]
+
+
+def _of(module: nn.Module, *packages: str) -> bool:
+    """Whether a class is of one of the packages."""
+    return type(module).__module__.partition(".")[0] in packages
 
 
 def _is_attention(module: Any) -> bool:

@@ -7,13 +7,15 @@ from copy import deepcopy
 
 import pytest
 import torch
-from monai.networks.nets import UNETR, AttentionUnet, DiffusionModelUNet, SegResNet, SwinUNETR, ViT
+from monai.networks.nets import UNETR, AttentionUnet, DiffusionModelUNet, SegResNet, SwinUNETR, VarAutoEncoder, ViT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_petl import adapt
 from monai_petl.methods import EPT, SSF, VPETL, VPT, FFNAdapter, LastBlocks, LoRA
 from monai_petl.methods.foreign_attention import collapsed, foreign_attention
+from monai_petl.networks import ViTClassifier
+from tests.conftest import small_punet
 
 
 class TimmAttention(nn.Module):
@@ -207,6 +209,20 @@ def test_convolutions_with_a_classifier_of_linear_layers_keep_their_default(bott
     layers += [nn.Linear(800, 256), nn.Linear(256, 2)] if bottleneck else [nn.Linear(800, 2)]
     network = adapt(nn.Sequential(*layers), LoRA(rank=2))
     assert all("deltas" in name for name, p in network.named_parameters() if p.requires_grad)
+
+
+def test_networks_of_this_package_and_of_monai_keep_their_default():
+    for network in (small_punet("liver"), VarAutoEncoder(2, (1, 32, 32), 2, 4, (4, 8), (2, 2))):
+        assert not foreign_attention(network)
+        adapt(network, LoRA(rank=2))
+
+
+def test_attention_of_another_library_inside_a_network_of_this_package_is_found():
+    backbone = ViT(1, (16, 16), (8, 8), 16, 16, 2, 2, spatial_dims=2, classification=True)
+    network = ViTClassifier(backbone, 2, (16, 16))
+    network.backbone.blocks[1].mlp = Mixer(16)
+    with pytest.raises(ValueError, match=r"Mixer, 1 times, first backbone\.blocks\.1\.mlp"):
+        adapt(network, LoRA(rank=2))
 
 
 def test_an_encoder_held_as_query_is_no_projection():
