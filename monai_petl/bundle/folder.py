@@ -14,6 +14,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from monai_petl.atomic import write_text
+
 __all__ = ["BundleFolder", "copy_folder", "items_of"]
 
 
@@ -63,7 +65,7 @@ class BundleFolder:
     def write(self, name: str, contents: Mapping[str, Any]) -> None:
         """Write a config in the Model Zoo's form."""
         text = json.dumps(contents, indent=4, ensure_ascii=False) + "\n"
-        (self.root / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
+        write_text(self.root / "configs" / f"{name}.json", text, "the config")
 
     def small_copy(self, root: Path, **more: Any) -> BundleFolder:
         """A copy as it is published, with the ids of small.json, and ``more`` where a config has them, written into it."""

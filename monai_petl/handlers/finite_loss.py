@@ -32,7 +32,7 @@ class FiniteLoss:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
 
     def _check(self, engine: Engine) -> None:
-        loss = torch.as_tensor(self.output_transform(engine.state.output))
+        loss = torch.as_tensor(self.output_transform(engine.state.output)).detach()
         if not bool(torch.isfinite(loss).all()):
             raise ValueError(
                 f"the loss is {float(loss.mean()):g} in epoch {engine.state.epoch}, step {engine.state.iteration}: the "

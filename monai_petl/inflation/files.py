@@ -24,6 +24,7 @@ from monai_petl.adapt import versions
 from monai_petl.inflation.attention_bias import add_attention_bias
 from monai_petl.inflation.inflate import merging_of
 from monai_petl.tensor_files import write_tensors
+from monai_petl.torch_files import refuse_inflated
 
 __all__ = ["Checkpoint", "StateSource", "load_inflated", "read_checkpoint", "save_inflated", "set_eps"]
 
@@ -194,6 +195,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    refuse_inflated(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

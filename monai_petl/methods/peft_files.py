@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 
 from monai_petl.adapt import AdapterRecord, adapters_of, attach, find_record, keep_frozen, restored_on_error
 from monai_petl.adapters import AdapterFileError
+from monai_petl.atomic import all_written_whole
 from monai_petl.deltas import Delta, deltas_of
 from monai_petl.methods.lora import LoRA
 from monai_petl.methods.lora_layers import DoRADelta, FusedLoRA
 from monai_petl.methods.targets import CONVOLUTIONS, PRESETS, ROLES, TRANSPOSED
-from monai_petl.tensor_files import write_tensors
+from monai_petl.tensor_files import save_tensors
 
 __all__ = ["export_peft", "import_peft"]
 
@@ -285,10 +285,7 @@ def _read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
     """Both files are complete before the first of them is moved to its place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".peft.") as part:
-        write_tensors(Path(part) / TENSORS, tensors, {"format": "pt"}, "the adapter")
-        (Path(part) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for file in (TENSORS, CONFIG):
-            os.replace(Path(part) / file, folder / file)
+    with all_written_whole(folder, "the adapter", sum(tensor.nbytes for tensor in tensors.values())) as part:
+        (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_tensors(part / TENSORS, tensors, {"format": "pt"})
     return folder

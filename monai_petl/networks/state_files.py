@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_petl.atomic import written_whole
+from monai_petl.torch_files import refuse_inflated, write_state
 
 __all__ = ["plain_names", "read_state_dict", "save_network", "tensors_of"]
 
@@ -33,6 +33,7 @@ def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no pre-trained network at {path}. {hint}")
+    refuse_inflated(Path(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own advice is to execute what the file holds
@@ -87,7 +88,5 @@ def save_network(network: nn.Module, path: str | os.PathLike) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    path = Path(path)
-    with written_whole(path, "the network") as part:
-        torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, part)
-    return path
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    return write_state(path, state, "the network")
