@@ -15,6 +15,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_petl.atomic import write_text
+from monai_petl.json_files import read_object
 
 __all__ = ["BundleFolder", "copy_folder", "items_of"]
 
@@ -57,10 +58,7 @@ class BundleFolder:
     def config(self, name: str) -> dict[str, Any]:
         """A config as it is written."""
         path = self.root / "configs" / f"{name}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        return read_object(path, "Mend it, or take it from the bundle as it was published")
 
     def write(self, name: str, contents: Mapping[str, Any]) -> None:
         """Write a config in the Model Zoo's form."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from monai_petl.atomic import errors_in_a_sentence, move_into_place, partial_folder
+from monai_petl.json_files import read_object
 from monai_petl.tensor_files import save_tensors
 
 __all__ = ["FeatureCache", "preload_states", "weights_digest"]
@@ -182,10 +183,7 @@ class FeatureCache:
                     "delete it"
                 )
             return
-        try:
-            there = json.loads(manifest.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{manifest} cannot be read ({error}); delete {self.folder} and preload again") from error
+        there = read_object(manifest, f"Delete {self.folder} and preload again")
         other = [
             f"{name} ({there.get(name)!r} there, {self.settings.get(name)!r} now)"
             for name in sorted({*there, *self.settings})

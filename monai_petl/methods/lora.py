@@ -137,8 +137,8 @@ class LoRA(Method):
             if not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
         for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if not alpha > 0:
-                raise ValueError(f"alpha must be above 0, got {alpha!r}")
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"alpha must be above 0 and finite, got {alpha!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.init not in ("kaiming", "gaussian"):
