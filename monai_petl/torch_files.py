@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,13 @@ from torch import Tensor
 
 from monai_petl.atomic import written_whole
 
-__all__ = ["refuse_inflated", "write_state"]
+__all__ = ["TorchFileError", "read_torch", "require_whole", "write_state"]
 
 INFLATION = 20  # times that what is in a file may be larger than the file; torch compresses nothing
+
+
+class TorchFileError(ValueError):
+    """The file was changed or is inflated."""
 
 
 def write_state(path: str | os.PathLike, state: Any, what: str) -> Path:
@@ -38,21 +44,53 @@ def write_state(path: str | os.PathLike, state: Any, what: str) -> Path:
     return path
 
 
-def refuse_inflated(path: Path) -> None:
-    """Refuse a file that would take far more memory than it has bytes.
+def read_torch(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> Any:
+    """``torch.load`` of tensors alone, without running code.
+
+    torch does not compare the checksums of its files; this does, and takes no more memory than the file has a right to.
 
     Raises:
-        ValueError: its parts are compressed that strongly, which ``torch.save`` never does.
+        TorchFileError: the file was changed, or is inflated.
+        pickle.UnpicklingError: it holds more than tensors, or is no file of torch.save.
+        RuntimeError, EOFError, OSError, ValueError: torch cannot read it.
     """
+    require_whole(path)
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
+        raise
+    except Exception as error:  # for bytes that are no file of its own torch's reader raises errors of many kinds
+        raise pickle.UnpicklingError(f"no file of torch.save: {error}") from error
+    _refuse_more(Path(path), sum(tensor.nbytes for tensor in _tensors(state)), "its tensors repeat values")
+    return state
+
+
+def require_whole(path: str | os.PathLike) -> None:
+    """Compare the checksums of a file of ``torch.save``; files in its form from before 2020 have none and pass.
+
+    Raises:
+        TorchFileError: the file was changed, or is inflated.
+    """
+    path = Path(path)
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        size = sum(part.file_size for part in archive.infolist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+            _refuse_more(path, size, "it is compressed, which torch.save does not do")
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise TorchFileError(f"{path} is damaged ({error}). Copy or download it again") from None
+    if changed is not None:
+        raise TorchFileError(f"{path} is damaged: {changed} does not fit its checksum. Copy or download it again")
+
+
+def _refuse_more(path: Path, size: int, why: str) -> None:
     there = path.stat().st_size
     if size > INFLATION * there:
-        raise ValueError(
-            f"{path} has {there / 2**20:,.1f} MiB and would take {size / 2**20:,.0f} MiB of memory: it is compressed, which "
-            "torch.save does not do. Get the file from its source, or save it again with torch.save"
+        raise TorchFileError(
+            f"{path} has {there / 2**20:,.1f} MiB and would take {size / 2**20:,.0f} MiB of memory: {why}. Save it "
+            "again with torch.save, without views"
         )
 
 

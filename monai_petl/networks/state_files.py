@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from monai_petl.torch_files import refuse_inflated, write_state
+from monai_petl.torch_files import TorchFileError, read_torch, write_state
 
 __all__ = ["plain_names", "read_state_dict", "save_network", "tensors_of"]
 
@@ -33,9 +32,10 @@ def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no pre-trained network at {path}. {hint}")
-    refuse_inflated(Path(path))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch(path)
+    except TorchFileError:
+        raise
     except pickle.UnpicklingError:  # torch's own advice is to execute what the file holds
         raise ValueError(
             f"{path} is no state dict of tensors: it holds Python objects, which could run code, or is no file of torch.save. "

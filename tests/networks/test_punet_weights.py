@@ -72,7 +72,7 @@ def test_truncated_file_is_named(kept: int, tmp_path: Path) -> None:
 
 def test_file_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save(small_punet("liver"), tmp_path / "module.pt")
-    with pytest.raises(ValueError, match=r"module\.pt cannot be read as a state dict"):
+    with pytest.raises(ValueError, match=r"module\.pt is no state dict of tensors"):
         load_punet_backbone(small_punet("liver"), tmp_path / "module.pt")
 
 
