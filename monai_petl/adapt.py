@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -58,6 +58,15 @@ class Method:
             TypeError, ValueError: the network has nothing that the method can handle; names what it was given.
         """
         raise TypeError(f"{type(self).__name__} does not say how it attaches to a network")
+
+    def as_saved(self, network: nn.Module, tensors: Collection[str]) -> Method:
+        """The method of an adapter file, before it is attached; another one where its defaults have changed since.
+
+        Args:
+            network: what the file is loaded into.
+            tensors: names of the file's tensors, such as ``layers.0.conv.lora_A``.
+        """
+        return self
 
     def detach(self, network: nn.Module, name: str) -> None:
         """Take away what is neither a delta nor a trained tensor of the backbone."""

@@ -22,12 +22,15 @@ __all__ = [
     "by_module",
     "checksum",
     "inspect_adapter",
+    "not_finite",
     "read_adapter",
     "short_text",
 ]
 
 FORMAT, FORMAT_VERSION = "monai_petl.adapter", 2  # 1 has the fingerprint under whole names, in hexadecimal
 CHECKSUM = "sha256"
+TEXTS, TABLES = ("name", "network"), ("methods", "also_train", "class_names", "notes", "versions", "fingerprint")
+KNOWN = {"format", "format_version", *TEXTS, *TABLES, CHECKSUM}
 
 
 class AdapterFileError(ValueError):
@@ -83,6 +86,12 @@ def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Ten
         raise AdapterFileError(
             f"{path}: the adapter's header is damaged (its JSON is too deep). Save it again"
         ) from None
+    strange = [name for name in header if name not in KNOWN]
+    if strange:  # such as a checksum under a damaged name, which would not be compared
+        raise AdapterFileError(f"{path}: the adapter's header is damaged (unknown entry {strange[0]!r}). Save it again")
+    wrong = not_finite(tensors)
+    if wrong:
+        raise AdapterFileError(f"{path} holds NaN or infinity in {wrong[0]}: its training has diverged. Train it again")
     said = header.get(CHECKSUM, "")
     if said and said != checksum(header, tensors):
         raise AdapterFileError(
@@ -100,6 +109,11 @@ def checksum(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 
 
 def by_module(hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -142,8 +156,8 @@ def _decoded(header: Mapping[str, str]) -> dict[str, Any]:
     version = int(header["format_version"])
     if version > FORMAT_VERSION:
         raise _NewerError(str(version))
-    decoded: dict[str, Any] = {name: header[name] for name in ("name", "network")}
-    for name in ("methods", "also_train", "class_names", "notes", "versions", "fingerprint"):
+    decoded: dict[str, Any] = {name: header[name] for name in TEXTS}
+    for name in TABLES:
         decoded[name] = json.loads(header[name], object_pairs_hook=_once, parse_constant=_no_constant)
     for name in ("also_train", "class_names"):
         if not isinstance(decoded[name], list) or not all(isinstance(text, str) for text in decoded[name]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -39,12 +40,15 @@ from monai_petl.adapter_file import (
     by_module,
     checksum,
     inspect_adapter,
+    not_finite,
     read_adapter,
     short_text,
 )
 from monai_petl.switching import remove_adapter
 from monai_petl.tensor_files import write_tensors
 from monai_petl.wrappers import on_plain, refuse_wrappers, unwrapped
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "AdapterFileError",
@@ -119,8 +123,7 @@ def save_adapter(
     }
     refuse_merged(network)
     tensors = {_file_name(n, name): t for n, t in adapter_state_dict(network, name).items()}
-    wrong = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if wrong:
+    if wrong := not_finite(tensors):
         raise ValueError(
             f"adapter {name!r} is not saved: {_some(wrong)} hold NaN or infinity. The training has diverged; lower "
             "the learning rate"
@@ -153,6 +156,8 @@ def load_adapter(
     refuse_wrappers(network)
     given, network = network, unwrapped(network)
     header, tensors = read_adapter(path)
+    if not header[CHECKSUM]:
+        logger.info("%s has no checksum, as files from before there was one; its values are not compared", path)
     methods = _methods(path, header)
     refuse_merged(network)
     _check_fingerprint(network, path, header)
@@ -161,6 +166,7 @@ def load_adapter(
         if not adapters_of(network):  # a network that is given an adapter is a backbone from now on
             network.requires_grad_(False)
         try:
+            methods = [method.as_saved(network, tensors) for method in methods]
             record = attach(network, methods, header["also_train"], name)
         except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error) as error:
             if name in adapters_of(network):

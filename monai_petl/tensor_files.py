@@ -14,7 +14,7 @@ from torch import Tensor
 
 from monai_petl.atomic import written_whole
 
-__all__ = ["log_left_out", "write_tensors"]
+__all__ = ["log_left_out", "save_tensors", "write_tensors"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,17 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], header
         OSError: the place cannot be written to.
     """
     path = Path(path)
-    plain = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-    with written_whole(path, what) as part:
-        part.touch()  # with the user's usual permissions
-        mode = part.stat().st_mode
-        try:
-            save_file(plain, part, dict(header))
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        part.chmod(mode)
+    with written_whole(path, what, sum(tensor.nbytes for tensor in tensors.values())) as part:
+        save_tensors(part, tensors, header)
     return path
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """As safetensors' ``save_file``, with the user's usual permissions and its errors as ``OSError``."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, dict(header))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)

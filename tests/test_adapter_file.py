@@ -71,6 +71,36 @@ def test_a_file_without_a_checksum_is_read_and_inspect_says_so(file, run: Run):
     load_adapter(network(), file)
 
 
+def test_loading_a_file_without_a_checksum_is_logged(file, caplog):
+    with safe_open(file, "pt") as opened:
+        header = {name: text for name, text in opened.metadata().items() if name != CHECKSUM}
+    with caplog.at_level("INFO", "monai_petl"):
+        load_adapter(network(), file)
+        assert "no checksum" not in caplog.text
+        save_file(load_file(file), file, header)
+        load_adapter(network(), file)
+    assert f"{file} has no checksum" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["sha257", "Sha256", "", "x" * 100_000])
+def test_a_checksum_under_another_name_is_no_missing_one(file, name):
+    with safe_open(file, "pt") as opened:
+        header = dict(opened.metadata())
+    header[name] = header.pop(CHECKSUM)
+    save_file({n: t + 1 for n, t in load_file(file).items()}, file, header)
+    with pytest.raises(AdapterFileError, match=r"header is damaged \(unknown entry"):
+        load_adapter(network(), file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_values_that_are_not_finite_are_refused_without_a_checksum_too(file, value):
+    with safe_open(file, "pt") as opened:
+        header = {name: text for name, text in opened.metadata().items() if name != CHECKSUM}
+    save_file({n: t * 0 + value for n, t in load_file(file).items()}, file, header)
+    with pytest.raises(AdapterFileError, match=rf"{file} holds NaN or infinity in .*lora_"):
+        load_adapter(network(), file)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from monai_petl.analysis.separation import nearest_centroid_accuracy, separation
 from monai_petl.analysis.tokens import expected_calibration_error
+from monai_petl.atomic import write_text
+from monai_petl.tensor_files import write_tensors
 
 __all__ = ["FeatureSeparation"]
 
@@ -94,13 +95,11 @@ class FeatureSeparation:
         engine.state.metrics.update(found)
         if self.path:
             target = Path(self.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
             finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
-            partial = target.with_name(f".{target.name}.partial")
-            save_file({"features": features, "labels": labels}, partial)
-            partial.replace(target.with_suffix(".safetensors"))
-            partial.write_text(json.dumps(finite, indent=4) + "\n", encoding="utf-8")
-            partial.replace(target)
+            write_tensors(
+                target.with_suffix(".safetensors"), {"features": features, "labels": labels}, {}, "the features"
+            )
+            write_text(target, json.dumps(finite, indent=4) + "\n", "the scores")
 
 
 def _leave_one_out(features: Tensor, labels: Tensor) -> float:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import pickle
 import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from monai.bundle import ConfigParser, verify_metadata
 from torch import Tensor
 
 from monai_petl.bundle.folder import BundleFolder, items_of
+from monai_petl.torch_files import read_torch
 
 __all__ = ["FILE_CHECKS", "LARGEST", "CheckError", "SkippedError", "check_schema", "large_files_of"]
 
@@ -255,9 +256,13 @@ def check_weights(bundle: BundleFolder) -> None:
     _refuse([name.as_posix() for name in names if name.parts[0] not in ("models", "eval", "data")], "above 25 MB")
     if bundle.model.is_file():
         try:
-            state = torch.load(bundle.model, map_location="cpu", weights_only=True)
+            state = read_torch(bundle.model)
+        except pickle.UnpicklingError:  # torch's own advice is to execute what the file holds
+            raise CheckError("models/model.pt cannot be read without running code. Save network.state_dict()") from None
         except Exception as error:
-            raise CheckError(f"models/model.pt cannot be read without running code: {error}".splitlines()[0]) from error
+            raise CheckError(
+                f"models/model.pt cannot be read: {(str(error) or 'it is empty').splitlines()[0]}"
+            ) from error
         if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
             raise CheckError("models/model.pt is no flat state dict of tensors")
 

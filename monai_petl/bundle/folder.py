@@ -14,6 +14,9 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from monai_petl.atomic import write_text
+from monai_petl.json_files import read_object
+
 __all__ = ["BundleFolder", "copy_folder", "items_of"]
 
 
@@ -55,15 +58,12 @@ class BundleFolder:
     def config(self, name: str) -> dict[str, Any]:
         """A config as it is written."""
         path = self.root / "configs" / f"{name}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        return read_object(path, "Mend it, or take it from the bundle as it was published")
 
     def write(self, name: str, contents: Mapping[str, Any]) -> None:
         """Write a config in the Model Zoo's form."""
         text = json.dumps(contents, indent=4, ensure_ascii=False) + "\n"
-        (self.root / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
+        write_text(self.root / "configs" / f"{name}.json", text, "the config")
 
     def small_copy(self, root: Path, **more: Any) -> BundleFolder:
         """A copy as it is published, with the ids of small.json, and ``more`` where a config has them, written into it."""

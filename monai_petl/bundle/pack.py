@@ -138,9 +138,17 @@ def pack(
 
 
 def _own_files(root: Path) -> list[Path]:
-    """Licence, configs and documents, without what editors and systems leave behind."""
+    """Licence, configs and documents, without what editors and systems leave behind.
+
+    Raises:
+        ValueError: one of them is a link to something outside of the bundle, which nobody means to publish.
+    """
     found = [root / "LICENSE", *(root / "configs").glob("*.json"), *(root / "configs").glob("*.conf")]
     found += [path for path in (root / "docs").rglob("*") if not any(p[0] == "." for p in path.relative_to(root).parts)]
+    outside = [path for path in found if path.exists() and not path.resolve().is_relative_to(root)]
+    if outside:
+        links = ", ".join(f"{path.relative_to(root)} -> {path.resolve()}" for path in outside[:3])
+        raise ValueError(f"{root.name} has links that leave its folder: {links}. Copy what is meant to be published")
     return sorted(path for path in found if path.is_file())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_petl.compare.records import write_record
+from monai_petl.json_files import read_object, require_fields
 
 __all__ = ["FACTORS", "Job", "Plan", "parse_budget", "parse_methods", "parse_shots"]
 
@@ -25,6 +26,8 @@ RESERVED = {
 }
 REMEDY = "use --shots for labelled cases, --seeds for the seeds, --section for the scored cases, --out for the files"
 RATES = ("lr", "delta_lr", "backbone_lr")
+REMEDY_PLAN = "Give another folder as --out, or delete this one"
+PLAN: dict[str, tuple[type, ...]] = {"bundle": (str,), "section": (str,), "settings": (dict,), "methods": (dict,)}
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -126,7 +129,8 @@ class Plan:
         """
         path, now = folder / "plan.json", self.to_dict()
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_object(path, REMEDY_PLAN)
+            require_fields(path, before, PLAN, REMEDY_PLAN)
             changed = [name for name in ("bundle", "section") if before[name] != now[name]]
             old, new = before["settings"], now["settings"]
             changed += [
@@ -148,11 +152,19 @@ class Plan:
 
 
 def parse_methods(text: Any) -> dict[str, dict[str, Any]]:
-    """``"lora,head"``, a list of names, or a JSON file of ``{label: {id: value}}``."""
+    """``"lora,head"``, a list of names, or a JSON file of ``{label: {id: value}}``.
+
+    Raises:
+        FileNotFoundError: there is no such JSON file.
+        ValueError: it holds something else.
+    """
     if isinstance(text, str) and text.endswith(".json"):
-        arms = json.loads(Path(text).read_text(encoding="utf-8"))
-        if not isinstance(arms, dict) or not all(isinstance(ids, dict) for ids in arms.values()):
-            raise ValueError(f'{text} must hold {{label: {{id: value}}}}, such as {{"LoRA 4": {{"method": "lora"}}}}')
+        form = 'It must hold {label: {id: value}}, such as {"LoRA 4": {"method": "lora"}}'
+        arms = read_object(Path(text), form)
+        require_fields(Path(text), arms, dict.fromkeys(arms, (dict,)), form)
+        for label, ids in arms.items():
+            if not isinstance(ids.get("bundle", ""), str):
+                raise ValueError(f"{text}: 'bundle' of {label!r} must be the folder of a bundle, got {ids['bundle']!r}")
         return arms
     return {name: {"method": name} for name in _items(text)}
 

@@ -9,25 +9,57 @@ from pathlib import Path
 from typing import Any
 
 from monai_petl.atomic import write_text
+from monai_petl.json_files import read_object, require_fields
 
-__all__ = ["read_record", "write_record"]
+__all__ = ["read_record", "require_record", "write_record"]
+
+REMEDY = "Delete it, and its run is made again"
+NUMBER = (int, float)
+RUN: dict[str, tuple[type, ...]] = {
+    "method": (str,),
+    "shots": (int, type(None)),
+    "seed": (int,),
+    "status": (str,),
+    "ids": (dict,),
+    "section": (str,),
+}
+DONE: dict[str, tuple[type, ...]] = {
+    "metric": (str,),
+    "quality": (*NUMBER, type(None)),
+    "cases": (dict,),
+    "factor": NUMBER,
+    "steps": (int,),
+    "versions": (dict,),
+    "date": (str,),
+}
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What :func:`write_record` wrote.
+    """What :func:`write_record` wrote of a run.
 
     Raises:
-        ValueError: the file is no record; names it.
+        ValueError: the file is damaged; names it and what is wrong.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no record: {error}. Delete it, and its run is made again") from None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} is no record: it holds a {type(found).__name__}. Delete it, and its run is made again"
-        )
+    found = read_object(path, REMEDY)
+    require_record(path, found, REMEDY)
     return found
+
+
+def require_record(path: Path, found: Any, remedy: str) -> None:
+    """Refuse what is no record of a run: the file, what it holds, and what to do then.
+
+    Raises:
+        ValueError: naming the file and the value.
+    """
+    require_fields(path, {"run": found}, {"run": (dict,)}, remedy)
+    require_fields(
+        path, {"run_seconds": 0, **found}, {**RUN, "run_seconds": NUMBER}, remedy
+    )  # older ones do not say it
+    if found["status"] != "done":
+        return
+    require_fields(path, found, DONE, remedy)
+    if not all(isinstance(score, int | float | None) for score in found["cases"].values()):
+        raise ValueError(f"{path} is damaged: the scores of its cases must be numbers. {remedy}")
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from monai_petl.atomic import write_text
-from monai_petl.compare.records import write_record
+from monai_petl.compare.records import require_record, write_record
 from monai_petl.compare.statistics import Difference, paired_difference
+from monai_petl.json_files import read_object, require_fields
 
 __all__ = ["COLUMNS", "Results", "shots_text"]
 
@@ -139,8 +140,18 @@ class Results:
 
     @classmethod
     def load(cls, file: Path) -> Results:
-        """From results.json."""
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        """From results.json.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged.
+        """
+        remedy = "Run the comparison again"
+        found = read_object(Path(file), remedy)
+        require_fields(Path(file), found, {"plan": (dict,), "runs": (list,), "trials": (list,)}, remedy)
+        require_fields(Path(file), found["plan"], {"methods": (dict,), "shots": (list,)}, remedy)
+        for run in (*found["runs"], *found["trials"]):
+            require_record(Path(file), run, remedy)
         return cls(found["plan"], found["runs"], found["trials"])
 
     def _scores(self, method: str, shots: int | None) -> dict[int, dict[str, float]]:

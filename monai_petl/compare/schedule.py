@@ -118,14 +118,15 @@ class Schedule:
             if found and not self.path(job).exists() and spent * (len(found) + 1) / len(found) > self.plan.seconds:
                 break
             record = self._record(job)
-            spent += record["run_seconds"]
+            spent += record.get("run_seconds", 0)
             found.append(record)
         good = [record for record in found if record["status"] == "done" and record["quality"] is not None]
         return max(good, key=lambda record: record["quality"])["factor"] if good else 1.0
 
     def _record(self, job: Job) -> dict[str, Any]:
         path = self.path(job)
-        if path.exists() and (record := read_record(path))["status"] == "done":
+        record = _whole(path)
+        if record and record["status"] == "done":
             if (record["ids"], record["section"]) == (self._ids(job), self._section(job)):
                 return record
             logger.info("%s was made with other settings and is made again", path.stem)
@@ -207,6 +208,15 @@ class Schedule:
             visible = allowed[int(visible)] if allowed else visible
         threads = {} if visible else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
         return {**os.environ, "CUDA_VISIBLE_DEVICES": visible, **threads, "PYTHONUTF8": "1"}
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """The record of a run, where there is one that can be read."""
+    try:
+        return read_record(path) if path.exists() else None
+    except ValueError as error:
+        logger.warning("%s; this is done now", error)
+        return None
 
 
 @contextmanager

@@ -12,15 +12,15 @@ import json
 import logging
 import os
 import re
-import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from monai_petl.atomic import partial_folder, write_text
 from monai_petl.data.class_table import class_names, require_names
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.folders import list_volumes, say_once, stem, summarised
@@ -188,18 +188,18 @@ def new_dataset_folder(out: PathLike) -> Iterator[Path]:
     target = Path(out).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder. Choose another output folder or remove it.")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise OSError(f"cannot write the output folder {target}: {error.strerror}. Choose a writable place.") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(partial_folder(target)) / target.name
+            partial.mkdir()
+        except OSError as error:
+            raise OSError(
+                f"cannot write the output folder {target}: {error.strerror}. Choose a writable place."
+            ) from error
         yield partial
         if target.exists():
             target.rmdir()
         partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_dataset_json(
@@ -220,7 +220,7 @@ def write_dataset_json(
         "numTest": len(sections["test"]),
         **{section: list(sections[section]) for section in SECTIONS},
     }
-    (folder / "dataset.json").write_text(json.dumps(contents, indent=4) + "\n", encoding="utf-8")
+    write_text(folder / "dataset.json", json.dumps(contents, indent=4) + "\n", "the data list")
 
 
 def unpaired_files(root: Path) -> list[Path]:

@@ -13,18 +13,20 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
+
+from monai_petl.atomic import errors_in_a_sentence, move_into_place, partial_folder
+from monai_petl.json_files import read_object
+from monai_petl.tensor_files import save_tensors
 
 __all__ = ["FeatureCache", "preload_states", "weights_digest"]
 
@@ -109,7 +111,10 @@ class FeatureCache:
         """
         wanted = self.missing(images)
         self._claim()
-        with tqdm(total=len(wanted), desc="features", disable=None) as bar:
+        with (
+            tqdm(total=len(wanted), desc="features", disable=None) as bar,
+            partial_folder(self.folder / "cache") as parts,
+        ):
             for start in range(0, len(wanted), batch_size):
                 names = [name for name in wanted[start : start + batch_size] if not self.path(name).is_file()]
                 bar.update(min(batch_size, len(wanted) - start))
@@ -119,7 +124,10 @@ class FeatureCache:
                     batch = torch.stack([load(name) for name in names]).to(device)
                     features = {name: self._stored(name, value) for name, value in compute(batch).items()}
                 for place, name in enumerate(names):
-                    self._write(self.path(name), {n: value[place].contiguous() for n, value in features.items()})
+                    path, own = self.path(name), {n: value[place] for n, value in features.items()}
+                    with errors_in_a_sentence(path, f"the features of {name}"):
+                        save_tensors(parts / path.name, own, {})
+                        move_into_place(parts / path.name, path)
         return len(wanted)
 
     def require_space(self, images: Iterable[str | os.PathLike], numbers: int) -> None:
@@ -150,16 +158,11 @@ class FeatureCache:
             )
         return stored
 
-    def _write(self, path: Path, features: Mapping[str, Tensor]) -> None:
-        with _partial(path) as partial:
-            save_file(dict(features), partial)
-            partial.replace(path)
-
     def _claim(self) -> None:
         """Say what the features are made by; whoever comes second finds it and compares."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         manifest = self.folder / MANIFEST
-        with _partial(manifest) as partial:
+        with partial_folder(manifest) as folder:
+            partial = folder / MANIFEST
             partial.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
             try:
                 os.link(partial, manifest)  # whole at once, and refused where there is one
@@ -180,10 +183,7 @@ class FeatureCache:
                     "delete it"
                 )
             return
-        try:
-            there = json.loads(manifest.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{manifest} cannot be read ({error}); delete {self.folder} and preload again") from error
+        there = read_object(manifest, f"Delete {self.folder} and preload again")
         other = [
             f"{name} ({there.get(name)!r} there, {self.settings.get(name)!r} now)"
             for name in sorted({*there, *self.settings})
@@ -194,16 +194,6 @@ class FeatureCache:
                 f"{self.folder} holds features that were made otherwise: {', '.join(other)}. Give another cache_dir, or "
                 "delete it"
             )
-
-
-@contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write and to put in its place, and gone at the end in any case."""
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    try:
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Encoder(Protocol):

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 
-from monai_petl.atomic import write_text
+from monai_petl.atomic import write_text, written_whole
 from monai_petl.data import class_names
 from monai_petl.demo.checks import read_segmentation
 from monai_petl.demo.figures import dice_figure, learning_curves, overlay_figure
@@ -125,7 +125,8 @@ def _save(figure: Figure, path: Path) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     plt.close(figure)
-    path.write_bytes(buffer.getvalue())
+    with written_whole(path, "the picture") as part:
+        part.write_bytes(buffer.getvalue())
     return base64.b64encode(buffer.getvalue()).decode()
 
 

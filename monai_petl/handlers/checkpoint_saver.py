@@ -11,7 +11,7 @@ import torch
 from ignite.handlers.checkpoint import BaseSaveHandler, Checkpoint
 from torch import Tensor
 
-from monai_petl.atomic import written_whole
+from monai_petl.torch_files import write_state
 
 __all__ = ["CheckpointSaver", "save_whole"]
 
@@ -69,11 +69,7 @@ def save_whole(state: Any, path: Path, what: str) -> None:
             f"{what} was not saved: {wrong} holds NaN or infinity. The training has diverged, often for a learning rate that "
             f"is too high or an image with extreme values.{kept}"
         )
-    with written_whole(path, what) as part:
-        try:
-            torch.save(state, part)
-        except RuntimeError as error:
-            raise OSError("torch could not write it whole; the disk is full, or files may not be this large") from error
+    write_state(path, state, what)
 
 
 def _not_finite(state: Any, name: str = "") -> str:

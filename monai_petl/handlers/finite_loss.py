@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import from_engine
+from monai.utils import ensure_tuple
 
 __all__ = ["FiniteLoss"]
 
@@ -32,7 +33,8 @@ class FiniteLoss:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
 
     def _check(self, engine: Engine) -> None:
-        loss = torch.as_tensor(self.output_transform(engine.state.output))
+        losses = ensure_tuple(self.output_transform(engine.state.output))  # MONAI gives one as a tuple, or as itself
+        loss = torch.stack([torch.as_tensor(one).detach().float().mean() for one in losses])
         if not bool(torch.isfinite(loss).all()):
             raise ValueError(
                 f"the loss is {float(loss.mean()):g} in epoch {engine.state.epoch}, step {engine.state.iteration}: the "

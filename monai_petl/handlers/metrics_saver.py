@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import monai.handlers
 from ignite.engine import Engine
+
+from monai_petl.atomic import all_written_whole
 
 __all__ = ["MetricsSaver"]
 
@@ -21,12 +21,9 @@ class MetricsSaver(monai.handlers.MetricsSaver):
 
     def __call__(self, engine: Engine) -> None:
         target = Path(self.save_dir)  # type: ignore[has-type]
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".metrics.", suffix=".partial", dir=target) as folder:
-            self.save_dir = folder
+        with all_written_whole(target, "the metrics") as folder:
+            self.save_dir = str(folder)
             try:
                 super().__call__(engine)
             finally:
                 self.save_dir = str(target)
-            for file in sorted(Path(folder).iterdir()):
-                os.replace(file, target / file.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from monai.engines import Evaluator
 from monai.handlers import CheckpointLoader
 
 from monai_petl.handlers.checkpoint_saver import CheckpointSaver
+from monai_petl.torch_files import TorchFileError, require_whole
 
 __all__ = ["BestMetric", "ResumableTraining", "require_checkpoint"]
 
@@ -36,7 +38,8 @@ class ResumableTraining:
 
     Raises:
         FileNotFoundError: there is no file at ``resume_path``.
-        ValueError: (when training starts) the checkpoint's learning rate schedule is of another length.
+        ValueError: the checkpoint is damaged; (when training starts) it is of another training, or its learning rate schedule
+            is of another length.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class ResumableTraining:
         state = {**self.objects, "trainer": engine}
         if self.resume_path is not None:
             location = None if self.map_location is None else torch.device(self.map_location)
-            CheckpointLoader(str(self.resume_path), state, map_location=location).attach(engine)
+            _Loader(str(self.resume_path), state, map_location=location).attach(engine)
             engine.add_event_handler(Events.STARTED, self._check_schedules, self._planned_steps())
         if idist.get_rank() == 0:  # all processes load, one writes
             CheckpointSaver(
@@ -83,20 +86,53 @@ def require_checkpoint(resume_path: str | os.PathLike | None) -> None:
 
     Raises:
         FileNotFoundError: a path is given and there is no file.
-        ValueError: the file was cut off or is none of torch's; names whole ones beside it.
+        ValueError: the file was cut off or changed, or is none of torch's; names whole ones beside it.
     """
     if resume_path is None:
         return
     path = Path(resume_path)
     if not path.is_file():
         raise FileNotFoundError(f"resume_path names no checkpoint: {resume_path}")
-    if not zipfile.is_zipfile(path):  # whose table of contents is at the end
-        others = sorted(str(other) for other in path.parent.glob("*.pt") if zipfile.is_zipfile(other))
+    if reason := _damage(path):
+        others = sorted(str(other) for other in path.parent.glob("*.pt") if other != path and not _damage(other))
         remedy = f"Resume from {' or '.join(others)}" if others else "Start anew, without resume_path"
-        raise ValueError(
-            f"resume_path {resume_path} is damaged: {path.stat().st_size:,} bytes without an end, as after a stop while it was "
-            f"written. {remedy}"
-        )
+        raise ValueError(f"resume_path {resume_path} is damaged: {reason}. {remedy}")
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint's file."""
+    if not zipfile.is_zipfile(path):  # whose table of contents is at the end
+        return f"{path.stat().st_size:,} bytes without an end, as after a stop while it was written"
+    try:
+        require_whole(path)
+    except TorchFileError:
+        return "it was changed after it was written"
+    return ""
+
+
+class _Loader(CheckpointLoader):
+    """MONAI's loader, which names the file when it does not fit."""
+
+    def __call__(self, engine: Engine) -> None:
+        try:
+            held = torch.load(self.load_path, map_location="cpu", mmap=True, weights_only=True)
+            missing = [name for name in self.load_dict if not isinstance(held, Mapping) or name not in held]
+            if missing:
+                raise ValueError(
+                    f"{self.load_path} is no checkpoint of this training: it has no {', '.join(missing)}. Checkpoints lie in "
+                    "checkpoints in the bundle's output_dir; models/model.pt is the network alone"
+                )
+            super().__call__(engine)
+        except pickle.UnpicklingError:  # torch's own advice is to execute what the file holds
+            raise ValueError(
+                f"{self.load_path} is no checkpoint of a training: it holds Python objects, which could run code. Start anew, "
+                "without resume_path"
+            ) from None
+        except (RuntimeError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(
+                f"{self.load_path} does not fit this training: {reason}. Give the method and settings of its first run"
+            ) from error
 
 
 class BestMetric:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets import ViT
 from monai.networks.nets.swin_unetr import WindowAttention
@@ -24,6 +23,7 @@ from monai_petl.adapt import versions
 from monai_petl.inflation.attention_bias import add_attention_bias
 from monai_petl.inflation.inflate import merging_of
 from monai_petl.tensor_files import log_left_out, write_tensors
+from monai_petl.torch_files import TorchFileError, read_torch
 
 __all__ = ["Checkpoint", "StateSource", "load_inflated", "read_checkpoint", "save_inflated", "set_eps"]
 
@@ -195,7 +195,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch(path)
+    except TorchFileError:
+        raise
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds objects other than tensors, which are not loaded because they can run code. Save "

@@ -272,10 +272,16 @@ def read_resnet(tensors: dict[str, Tensor], report: Report, given: Given) -> Res
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Number of blocks ``prefix0``, ``prefix1``, ..."""
-    numbers = [int(n.removeprefix(prefix).split(".")[0]) for n in tensors if n.startswith(prefix)]
-    if not numbers:
+    found = {n.removeprefix(prefix).split(".")[0] for n in tensors if n.startswith(prefix)}
+    if not found:
         raise ValueError(f"the checkpoint has no tensor for {prefix}0, it is not whole. Get the complete file")
-    return max(numbers) + 1
+    for text in found:
+        if not text.isdecimal() or len(text) > 6 or int(text) >= len(tensors):
+            raise ValueError(
+                f"the checkpoint has tensors of {prefix}{text}, and {len(tensors)} tensors in all, so blocks before it are "
+                "missing. Get the complete file"
+            )
+    return max(map(int, found)) + 1
 
 
 def _one(tensors: Mapping[str, Tensor], name: str) -> Tensor:

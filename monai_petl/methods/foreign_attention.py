@@ -19,7 +19,14 @@ from torch import nn
 
 from monai_petl.methods.targets import CONVOLUTIONS, backbone_modules, has_attention
 
-__all__ = ["collapsed", "foreign_attention", "require_known_attention", "require_known_blocks", "require_known_layers"]
+__all__ = [
+    "collapsed",
+    "foreign_attention",
+    "layers_of_file",
+    "require_known_attention",
+    "require_known_blocks",
+    "require_known_layers",
+]
 
 KNOWN = (SABlock, WindowAttention, CrossAttentionBlock)
 PROJECTIONS = re.compile(
@@ -88,6 +95,24 @@ def require_known_layers(network: nn.Module) -> None:
             f"layers are chosen for you; give targets, patterns of the layers to adapt. It could take: "
             f"{collapsed(_layers(network))}"
         )
+
+
+def layers_of_file(network: nn.Module, tensors: Iterable[str], tag: str) -> list[str] | None:
+    """The layers that an adapter file names, for networks that had a default when it was written and have none today.
+
+    Args:
+        network: what the file is loaded into.
+        tensors: names such as ``layers.0.conv.lora_A``.
+        tag: regular expression of the delta's, such as ``lora``.
+
+    Returns:
+        ``None`` where the default holds.
+    """
+    try:
+        require_known_layers(network)
+    except ValueError:
+        return sorted({found[1] for name in tensors if (found := re.match(rf"(.+)\.{tag}_", name))}) or None
+    return None
 
 
 def collapsed(names: Iterable[str]) -> str:

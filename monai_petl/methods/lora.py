@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from monai_petl.adapt import Method
 from monai_petl.deltas import add_delta
-from monai_petl.methods.foreign_attention import collapsed, require_known_layers
+from monai_petl.methods.foreign_attention import collapsed, layers_of_file, require_known_layers
 from monai_petl.methods.lora_layers import largest_rank, lora_delta
 from monai_petl.methods.targets import CONVOLUTIONS, TRANSPOSED, Site, backbone_modules, find_sites, has_attention
 
@@ -127,6 +127,9 @@ class LoRA(Method):
                 )
         return [site for site in sites if site not in left_out]
 
+    def as_saved(self, network: nn.Module, tensors: Collection[str]) -> LoRA:
+        return self if self.targets else replace(self, targets=layers_of_file(network, tensors, "(lora|dora)"))
+
     def _targets(self, network: nn.Module) -> Sequence[str]:
         if self.targets is not None:
             return self.targets
@@ -138,8 +141,8 @@ class LoRA(Method):
             if not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"rank must be a whole number of at least 1, got {rank!r}")
         for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if not alpha > 0:
-                raise ValueError(f"alpha must be above 0, got {alpha!r}")
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"alpha must be above 0 and finite, got {alpha!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.init not in ("kaiming", "gaussian"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,14 @@ from torch import Tensor, nn
 
 from monai_petl.adapt import AdapterRecord, adapters_of, attach, find_record, keep_frozen, restored_on_error
 from monai_petl.adapters import AdapterFileError
+from monai_petl.atomic import all_written_whole
 from monai_petl.deltas import Delta, deltas_of
+from monai_petl.json_files import read_object
 from monai_petl.methods.lora import LoRA
 from monai_petl.methods.lora_layers import DoRADelta, FusedLoRA
+from monai_petl.methods.quick_patterns import require_quick
 from monai_petl.methods.targets import CONVOLUTIONS, PRESETS, ROLES, TRANSPOSED
-from monai_petl.tensor_files import write_tensors
+from monai_petl.tensor_files import save_tensors
 
 __all__ = ["export_peft", "import_peft"]
 
@@ -136,7 +138,12 @@ def import_peft(
     with restored_on_error(network):
         if not adapters_of(network):  # a network that is given an adapter is a backbone from now on
             network.requires_grad_(False)
-        attach(network, [method], (), name)
+        try:
+            attach(network, [method], (), name)
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+            if name in adapters_of(network):
+                raise
+            raise AdapterFileError(f"{folder} cannot be attached to this {type(network).__name__}: {error}") from error
     with torch.no_grad():
         for layer_name, _, delta in _layers(network, name):
             tensors = factors[layer_name]
@@ -200,6 +207,8 @@ def _check_tensors(folder: Path, name: str, layer: nn.Module, tensors: Mapping[s
     rank = len(tensors[A])
     wanted = {A: [rank, inputs, *kernel], B: [outputs, rank, *[1] * len(kernel)], LENGTHS: _shape_of_lengths(layer)}
     for n, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise AdapterFileError(f"{folder}: {n} of {name} does not hold finite numbers. Copy or export it again")
         if list(tensor.shape) != wanted[n]:
             raise AdapterFileError(
                 f"{folder} does not fit: {n} of {name} has shape {list(tensor.shape)}, the network needs {wanted[n]}"
@@ -214,7 +223,11 @@ def _shape_of_lengths(layer: nn.Module) -> list[int]:
 def _alpha_of(name: str, config: Mapping[str, Any]) -> float:
     """The first pattern that matches the end of the name, from the beginning of a word of it, counts."""
     patterns = config.get("alpha_pattern") or {}
-    return float(next((a for p, a in patterns.items() if re.fullmatch(rf"(.*\.)?(?:{p})", name)), config["lora_alpha"]))
+    for pattern, alpha in patterns.items():
+        require_quick(pattern)
+        if re.fullmatch(rf"(.*\.)?(?:{pattern})", name):
+            return float(alpha)
+    return float(config["lora_alpha"])
 
 
 def _pattern(name: str) -> str:
@@ -247,10 +260,7 @@ def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: floa
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no adapter of peft: {path} is missing")
-    try:
-        config = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise AdapterFileError(f"{path} is damaged: {error}") from error
+    config = read_object(path, "Copy or export it again", AdapterFileError)
     if config.get("peft_type") != "LORA":
         raise AdapterFileError(f"{path} is of the method {config.get('peft_type')}; only LORA is read here")
     for option, value in config.items():
@@ -285,10 +295,7 @@ def _read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
     """Both files are complete before the first of them is moved to its place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".peft.") as part:
-        write_tensors(Path(part) / TENSORS, tensors, {"format": "pt"}, "the adapter")
-        (Path(part) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for file in (TENSORS, CONFIG):
-            os.replace(Path(part) / file, folder / file)
+    with all_written_whole(folder, "the adapter", sum(tensor.nbytes for tensor in tensors.values())) as part:
+        (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_tensors(part / TENSORS, tensors, {"format": "pt"})
     return folder

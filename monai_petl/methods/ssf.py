@@ -5,8 +5,8 @@ D. Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from monai_petl.adapt import Method
 from monai_petl.deltas import Delta, add_delta
-from monai_petl.methods.foreign_attention import require_known_layers
+from monai_petl.methods.foreign_attention import layers_of_file, require_known_layers
 from monai_petl.methods.targets import CONVOLUTIONS, NORMS, TRANSPOSED, find_sites, has_attention
 
 __all__ = ["SSF"]
@@ -87,6 +87,9 @@ class SSF(Method):
             delta = SSFDelta(_channels(layer), dim, self.init == "published")
             like = next(network.parameters(), delta.scale)  # a norm may have no parameters to go by
             add_delta(layer, delta.to(like), name)
+
+    def as_saved(self, network: nn.Module, tensors: Collection[str]) -> SSF:
+        return self if self.targets else replace(self, targets=layers_of_file(network, tensors, "ssf"))
 
     def _targets(self, network: nn.Module) -> Sequence[str]:
         if self.targets is not None:

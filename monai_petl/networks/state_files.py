@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from monai_petl.atomic import written_whole
 from monai_petl.tensor_files import log_left_out
+from monai_petl.torch_files import TorchFileError, read_torch, write_state
 
 __all__ = ["read_state_dict", "save_network", "tensors_of", "under_prefix"]
 
@@ -35,7 +34,9 @@ def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no pre-trained network at {path}. {hint}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch(path)
+    except TorchFileError:
+        raise
     except pickle.UnpicklingError:  # torch's own advice is to execute what the file holds
         raise ValueError(
             f"{path} is no state dict of tensors: it holds Python objects, which could run code, or is no file of torch.save. "
@@ -111,7 +112,5 @@ def save_network(network: nn.Module, path: str | os.PathLike) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    path = Path(path)
-    with written_whole(path, "the network") as part:
-        torch.save({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}, part)
-    return path
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    return write_state(path, state, "the network")

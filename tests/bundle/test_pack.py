@@ -43,6 +43,29 @@ def unpacked(path: Path, folder: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize(
+    "place", ["docs/notes.txt", "docs/figures/deep.png", "docs/folder", "configs/more.json", "LICENSE"]
+)
+def test_a_link_that_leaves_the_bundle_is_refused_and_named(tmp_path: Path, place: str) -> None:
+    root, secret = shrink(INFLATED, tmp_path), tmp_path / "patients" / "names.txt"
+    secret.parent.mkdir()
+    secret.write_text("a name", encoding="utf-8")
+    link = root / place
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(secret.parent if place == "docs/folder" else secret)
+    with pytest.raises(
+        ValueError, match=rf"links that leave its folder: {place} -> {secret.parent}.*Copy what is meant"
+    ):
+        pack(root, tmp_path / "out", check=False)
+    assert not (tmp_path / "out").exists()
+    link.unlink()
+    inside = root / "docs" / "README.md"
+    link.symlink_to(inside)
+    if place != "configs/more.json":
+        assert place in pack(root, tmp_path / "out", check=False).files
+
+
 def test_an_adapter_goes_without_its_backbone_and_one_command_rebuilds_the_network(
     trained: Path, tmp_path: Path
 ) -> None:

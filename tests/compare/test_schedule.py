@@ -196,3 +196,15 @@ def test_a_record_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         write_record(path, {"a": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+
+
+def test_a_record_that_is_damaged_is_named_and_its_run_made_again(tmp_path, caplog):
+    chosen = plan(tmp_path, "good", "cheap", seeds=1)
+    first = run(chosen, tmp_path)
+    first.path(chosen.jobs()[0]).write_text('{"status": "done"}', encoding="utf-8")
+    first.path(chosen.jobs()[1]).write_bytes(b"half")
+    again = run(chosen, tmp_path)
+    assert again.records == first.records
+    assert len(diary(tmp_path)) == 4
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sorted(Path(text.split(" is damaged")[0]).stem for text in said) == sorted(j.key for j in chosen.jobs())

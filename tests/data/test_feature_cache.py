@@ -20,11 +20,11 @@ from monai.data import CacheDataset
 from monai.networks.nets import ViT
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from monai_petl.data import FeatureCache, feature_cache, preload_states, weights_digest
 from monai_petl.networks import FPT
+from monai_petl.tensor_files import save_tensors
 from monai_petl.transforms import LoadFeaturesd
 
 SETTINGS = {"weights": "abc", "img_size": [32, 32]}
@@ -110,12 +110,12 @@ def test_an_interrupted_one_goes_on(tmp_path, images) -> None:
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, images, monkeypatch) -> None:
     cache = FeatureCache(tmp_path / "features", SETTINGS)
 
-    def full(tensors: dict[str, Tensor], path: Path) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("disk full")
+    def full(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("monai_petl.data.feature_cache.save_file", full)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("monai_petl.data.feature_cache.save_tensors", full)
+    with pytest.raises(OSError, match=r"cannot write the features of .*: No space left on device\. .* MiB are free"):
         cache.fill(images, load, compute)
     assert [path.name for path in cache.folder.iterdir()] == ["cache.json"]
 
@@ -211,7 +211,7 @@ def test_features_without_their_settings_are_refused(tmp_path, images) -> None:
     cache = FeatureCache(tmp_path / "features", SETTINGS)
     cache.fill(images, load, compute)
     (cache.folder / "cache.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"cache.json cannot be read .* preload again"):
+    with pytest.raises(ValueError, match=r"cache.json is damaged: .* preload again"):
         FeatureCache(tmp_path / "features", SETTINGS)
     (cache.folder / "cache.json").unlink()
     with pytest.raises(ValueError, match=r"holds features, and no cache.json that says how they were made"):
@@ -281,12 +281,12 @@ def test_who_looks_while_a_folder_is_filled_sees_whole_files_alone(tmp_path, ima
         assert all(cache.read(image).keys() == {"mean", "rows"} for image in there)
         seen.add((cache.folder.joinpath("cache.json").is_file(), len(there)))
 
-    def save_in_two_steps(tensors: dict[str, Tensor], path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    def save_in_two_steps(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+        path.write_bytes(b"half")
         look(0)
-        save_file(tensors, path)
+        save_tensors(path, tensors, header)
 
-    monkeypatch.setattr(feature_cache, "save_file", save_in_two_steps)
+    monkeypatch.setattr(feature_cache, "save_tensors", save_in_two_steps)
     at_lines(lambda: FeatureCache(tmp_path / "features", SETTINGS).fill(images, load, compute, batch_size=3), look)
     assert seen == {(False, 0), *((True, count) for count in range(5))}
     assert len(list((tmp_path / "features").iterdir())) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,35 @@ def test_a_checkpoint_that_was_cut_off_is_refused_with_a_whole_one(tmp_path):
         require_checkpoint(cut)
 
 
+OTHER: dict[str, tuple[Any, str]] = {
+    "the network alone": (
+        nn.Linear(2, 1).state_dict(),
+        "it has no model, trainer.*models/model.pt is the network alone",
+    ),
+    "a list": ([1, 2], "it has no model, trainer"),
+    "no trainer": ({"model": nn.Linear(2, 1).state_dict()}, "it has no trainer"),
+    "another network": (
+        {"model": nn.Linear(3, 1).state_dict(), "trainer": {"epoch_length": 2, "max_epochs": 3, "iteration": 2}},
+        "does not fit this training: .*size mismatch for weight.* Give the method and settings of its first run",
+    ),
+    "objects": ({"model": Path("x")}, "holds Python objects, which could run code. Start anew"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_a_file_that_is_no_checkpoint_of_this_training_is_named(tmp_path, kind):
+    state, message = OTHER[kind]
+    file = tmp_path / "x.pt"
+    torch.save(state, file)
+    network = nn.Linear(2, 1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match=f"{file} .*{message}") as error:
+        trainer(network, ResumableTraining(tmp_path / "out", {"model": network}, resume_path=file)).run()
+    assert "weights_only" not in str(error.value)
+    if kind != "another network":
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_network_that_is_not_finite_is_not_saved(tmp_path, value):
     network = nn.Linear(2, 1)
@@ -107,6 +137,7 @@ def test_a_network_that_is_not_finite_is_not_saved(tmp_path, value):
     assert (tmp_path / "model.pt").read_bytes() == before
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("lr", [1e30, float("nan")])
 def test_a_training_that_diverges_ends_with_an_error(lr):
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) in epoch \d, step \d: the training has diverged"):

@@ -144,6 +144,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     environment = {
         **os.environ,
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        # The server's own watch over the folder empties its list for a moment, which a request may find.
+        "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
         "MPLBACKEND": "agg",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from monai.networks.nets import UNETR, AttentionUnet, DiffusionModelUNet, SegResNet, SwinUNETR, VarAutoEncoder, ViT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_petl import adapt
+from monai_petl import Method, adapt, inspect_adapter, load_adapter, save_adapter, trainable_parameters
 from monai_petl.methods import EPT, SSF, VPETL, VPT, FFNAdapter, LastBlocks, LoRA
 from monai_petl.methods.foreign_attention import collapsed, foreign_attention
 from monai_petl.networks import ViTClassifier
@@ -283,3 +289,24 @@ def test_names_are_collapsed():
 def test_a_name_that_would_match_more_than_is_counted_is_no_pattern():
     names = ["0.conv", "1.conv", "layer.0.conv"]
     assert collapsed(names) == "0.conv and 1 like it, layer.0.conv (1)"
+
+
+@pytest.mark.parametrize("method", [partial(LoRA, rank=2), SSF], ids=["LoRA", "SSF"])
+def test_a_file_that_was_saved_by_a_former_default_loads(method: Callable[..., Method], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = Transformer(TimmAttention)
+    network, image = adapt(deepcopy(plain), method(targets=["patch_embed", "neck"])), torch.rand(1, 1, 8, 8)
+    with torch.no_grad():
+        for tensor in trainable_parameters(network):
+            tensor.normal_()
+    save_adapter(network, tmp_path / "new.safetensors")
+    tensors = load_file(tmp_path / "new.safetensors")
+    with safe_open(tmp_path / "new.safetensors", "pt") as file:
+        header = file.metadata()
+    header.pop("sha256")
+    header["methods"] = json.dumps([json.loads(header["methods"])[0] | {"targets": None}])
+    save_file(tensors, tmp_path / "old.safetensors", header)
+    loaded = load_adapter(plain, tmp_path / "old.safetensors")
+    torch.testing.assert_close(loaded(image), network(image))
+    save_adapter(loaded, tmp_path / "again.safetensors")
+    assert inspect_adapter(tmp_path / "again.safetensors")["methods"][0]["targets"] == ["neck", "patch_embed"]

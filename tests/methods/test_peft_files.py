@@ -310,6 +310,34 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "method": (lambda f: rewrite(f, lambda c: c.update(peft_type="IA3")), "is of the method IA3; only LORA is read"),
     "no alpha": (lambda f: rewrite(f, lambda c: c.pop("lora_alpha")), "damaged .KeyError: 'lora_alpha'"),
     "bad alpha": (lambda f: rewrite(f, lambda c: c.update(lora_alpha="x")), "damaged .ValueError"),
+    "deep": (lambda f: (f / CONFIG).write_text("[" * 100_000, encoding="utf-8"), "is nested too deeply"),
+    "twice": (
+        lambda f: (f / CONFIG).write_text('{"r": 1, "r": 2}', encoding="utf-8"),
+        "the name 'r' stands there twice",
+    ),
+    "infinite alpha": (lambda f: rewrite(f, lambda c: c.update(lora_alpha=float("inf"))), "above 0 and finite"),
+    "wrong dropout": (lambda f: rewrite(f, lambda c: c.update(lora_dropout=5)), "cannot be attached.*dropout must be"),
+    "dropout of text": (lambda f: rewrite(f, lambda c: c.update(lora_dropout="x")), "cannot be attached to this ViT"),
+    "nan": (
+        lambda f: rewrite(f, tensors=lambda t: t.update({n: x * float("nan") for n, x in t.items()})),
+        "does not hold finite numbers",
+    ),
+    "slow pattern": (
+        lambda f: rewrite(f, lambda c: c.update(alpha_pattern={"(([a-z0-9_.]+)+)+x": 1})),
+        "could take for ever to match: it repeats a group.*Write the names of the layers",
+    ),
+    "many repetitions": (
+        lambda f: rewrite(f, lambda c: c.update(alpha_pattern={".*" * 30 + "x": 1})),
+        "could take for ever to match",
+    ),
+    "many options": (
+        lambda f: rewrite(f, lambda c: c.update(alpha_pattern={"b?" * 40 + "b" * 40: 1})),
+        "could take for ever to match",
+    ),
+    "alternatives": (
+        lambda f: rewrite(f, lambda c: c.update(alpha_pattern={"(a|a|b|.|[a-z])*x": 1})),
+        "could take for ever to match",
+    ),
     "bad pattern": (lambda f: rewrite(f, lambda c: c.update(alpha_pattern={"(": 1})), "is damaged"),
     "heads": (
         lambda f: rewrite(f, lambda c: c.update(modules_to_save=["out"])),
