@@ -5,7 +5,7 @@ DATA ?=
 WEIGHTS ?=
 DEVICES ?=
 
-.PHONY: env demo test test-label support docs results clean
+.PHONY: env demo test test-label bundles support docs results clean
 
 env: .venv/ready
 
@@ -40,6 +40,10 @@ LABEL_TEST := OMP_NUM_THREADS=1 MONAI_LABEL_PYTHON="$(CURDIR)/$(LABEL)/bin/pytho
 
 test-label: env $(LABEL)/ready
 	$(LABEL_TEST)
+
+# The configs of all bundles, from one page each and the parts that they share; see CONTRIBUTING.md.
+bundles: env
+	$(BIN)/python -m monai_petl bundle render bundle_sources bundles
 
 # The table of docs/bundles.md, from what the checks of every bundle and the server's test find.
 support: env $(LABEL)/ready

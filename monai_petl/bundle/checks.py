@@ -207,7 +207,7 @@ def check_agreement(bundle: BundleFolder) -> None:
     inference = bundle.config("inference")
     wanted = _image_steps(inference["preprocessing"]["transforms"])
     shared = _named(inference, [inference["network_def"], wanted]) | ({"patch_size", "overlap"} & inference.keys())
-    shared |= {"network_def", "requirements", "device", "amp"} - {"class_names"}
+    shared |= {"network_def", "device", "amp"} - {"class_names"}
     served = bundle.class_names
     trained = list(ConfigParser(bundle.config("train")).get_parsed_content("class_names"))
     if served != trained:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,19 @@ def check_overrides(words: Sequence[str] | None = None) -> None:
         if name in OF_RUN:
             continue
         top, *inside = name.lstrip("+~").replace("#", "::").split("::")
-        if top not in known and not name.startswith(("+", "~")):
-            near = difflib.get_close_matches(top, known, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the ids are: {', '.join(sorted(known))}"
-            raise ValueError(f"the config has no id {top!r}, which --{name} would set; {hint}")
+        if not name.startswith(("+", "~")):
+            _require(name, top, known)
+            section = config.get(top)
+            if inside and isinstance(section, Mapping) and "_target_" not in section:  # train and validate
+                _require(name, f"{top}::{inside[0]}", {f"{top}::{key}" for key in section})
         _check_kind(name, _found(config.get(top), inside), value)
+
+
+def _require(name: str, id: str, known: Collection[str]) -> None:
+    if id not in known:
+        near = difflib.get_close_matches(id, known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the ids are: {', '.join(sorted(known))}"
+        raise ValueError(f"the config has no id {id!r}, which --{name} would set; {hint}")
 
 
 def _check_kind(name: str, default: Any, value: Any) -> None:

@@ -1,9 +1,9 @@
 """The configs of a bundle, put together from parts that many bundles share and one page of its own.
 
 A part and a page are JSON files of the same form: a table of sections, each named after the configs that it goes into
-(``"train"``, ``"train, inference"``). Sections of a config are merged in the order of the page's ``"parts"``, the page last, by the
-rules of MONAI's config files: a later value replaces an earlier one, ``train::trainer::amp`` reaches into what is there, ``+id``
-adds to a list or table, and ``%pieces.json::flip`` stands for what another file has under this name.
+(``"train"``, ``"train, inference"``). Sections of a config are merged in the order of the page's ``"parts"``, the page last,
+by the rules of MONAI's config files: a later value replaces an earlier one, ``train::trainer::amp`` reaches into what is there,
+``+id`` adds to a list or table, and ``%pieces.json::flip`` stands for what another file has under this name.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
-from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY, merge_kv
+from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY, MERGE_KEY, merge_kv
 
 from monai_petl.atomic import write_text
 from monai_petl.json_files import read_object
@@ -48,7 +47,9 @@ def render(page: str | os.PathLike) -> dict[str, dict[str, Any]]:
     sources = [*(read_object(folder / f"{name}.json", REMEDY) for name in sources[0].pop(PARTS, [])), *sources]
     order = _order(folder / ORDER)
     return {
-        name: _sorted(_merged([source[key] for source in sources for key in source if name in _names(key)], folder), order)
+        name: _sorted(
+            _merged([source[key] for source in sources for key in source if name in _names(key)], folder), order
+        )
         for name in dict.fromkeys(_names(key)[0] for source in sources for key in source)
     }
 
@@ -69,25 +70,28 @@ def render_all(sources: str | os.PathLike, bundles: str | os.PathLike) -> list[P
     """
     pages = sorted(Path(sources).glob("*.json"))
     if not pages:
-        raise FileNotFoundError(f"no page of a bundle in {sources}; give the folder that holds <bundle>.json and parts/")
+        raise FileNotFoundError(
+            f"no page of a bundle in {sources}; give the folder that holds <bundle>.json and parts/"
+        )
     alike = Path(sources) / PARTS / FILES
-    written = []
+    texts: dict[Path, str] = {}  # of all bundles, before the first is written
     for page in pages:
         root = Path(bundles) / page.stem
-        texts = {
-            root / "configs" / f"{name}.json": json.dumps(config, indent=4, ensure_ascii=False) + "\n"
-            for name, config in render(page).items()
-        }
-        texts |= {root / file.relative_to(alike): file.read_text(encoding="utf-8") for file in _files(alike)}
-        for path, text in texts.items():
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                write_text(path, text, "the config")
-                written.append(path)
+        for name, config in _said_of(page).items():
+            texts[root / "configs" / f"{name}.json"] = json.dumps(config, indent=4, ensure_ascii=False) + "\n"
+        for file in sorted(path for path in alike.rglob("*") if path.is_file()):
+            texts[root / file.relative_to(alike)] = file.read_text(encoding="utf-8")
+    written = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in written:
+        write_text(path, texts[path], "the config")
     return written
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+def _said_of(page: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return render(page)
+    except ValueError as error:
+        raise ValueError(f"{page.name}: {error}") from error
 
 
 def _names(section: str) -> list[str]:
@@ -99,15 +103,17 @@ def _merged(sections: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, An
     for section in sections:
         for id, value in section.items():
             value = _without_macros(copy.deepcopy(value), folder)
-            root = _root(config, id.lstrip("+"))
-            if root is None or root == id.lstrip("+"):
-                merge_kv(config, id, value)
-                continue
-            parser = ConfigParser(config={"root": config[root]})
+            plus, plain = (MERGE_KEY, id[1:]) if id.startswith(MERGE_KEY) else ("", id)
+            root = _root(config, plain)
+            if plus and root is None:
+                raise ValueError(f"{id}: there is no {plain} that something could be added to")
+            target = config if root in (None, plain) else ConfigParser(config={"root": config[root]})
             try:
-                merge_kv(parser, ("+" if id[0] == "+" else "") + "root" + id.lstrip("+")[len(root) :], value)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+                merge_kv(target, id if target is config else f"{plus}root{plain[len(root or '') :]}", value)
+            except (KeyError, IndexError, TypeError) as error:
                 raise ValueError(f"{id} reaches into what is not there: {error}") from error
+            except ValueError as error:
+                raise ValueError(f"{id} cannot be added to what is there: {error}") from error
     return config
 
 
@@ -145,4 +151,6 @@ def _sorted(config: Any, order: Sequence[str], inside: str = "") -> Any:
     for key in config:
         last = places.get(inside + key, last)
         keys[key] = last
-    return {key: _sorted(config[key], order, f"{inside}{key}{ID_SEP_KEY}") for key in sorted(config, key=keys.__getitem__)}
+    return {
+        key: _sorted(config[key], order, f"{inside}{key}{ID_SEP_KEY}") for key in sorted(config, key=keys.__getitem__)
+    }

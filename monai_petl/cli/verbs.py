@@ -22,6 +22,7 @@ VERBS = {
     },
     "bundle": {
         "verify": Command(f"{HERE}:verify", "Run every check of bundles, offline. Exit code 1 when one fails."),
+        "render": Command(f"{HERE}:render", "Write the configs of bundles from their pages and shared parts."),
         "pack": Command("monai_petl.bundle.pack:pack", "Write NAME_vVERSION.zip for the Model Zoo."),
         "new-class": Command(
             f"{HERE}:new_class", "Copy a bundle for other classes, with a network that serves and learns."
@@ -157,6 +158,19 @@ def verify(
     if out is not None:
         write_text(out, _json([found.to_dict() for found in done]) + "\n", "the report")
     return None if all(found.ok for found in done) else _Failed("one check or more failed")
+
+
+def render(sources: str, bundles: str) -> Any:
+    """Write the configs of bundles.
+
+    Args:
+        sources: folder with a page for each bundle, and parts/.
+        bundles: folder of the bundles.
+    """
+    from monai_petl.bundle.render import render_all
+
+    written = render_all(sources, bundles)
+    return "\n".join(map(str, written)) or "all configs are up to date"
 
 
 def new_class(bundle: str, out: str, class_names: Sequence[str], weights: str | None = None) -> Any:

@@ -81,7 +81,7 @@ def run_job(job: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": counted.total,
         "file_bytes": adapter.stat().st_size if adapter.is_file() else None,
         "class_names": list(
-            parser.get_parsed_content("trained_classes" if "trained_classes" in parser.get() else "class_names")
+            parser.get_parsed_content("train::classes" if "classes" in parser.get("train", {}) else "class_names")
         ),
         "rates": {name: ids[name] for name in RATES if name in ids},
         "command": _command(job["bundle"], ids),

@@ -7,6 +7,7 @@ from monai_petl.transforms.checks import RequireContentd
 from monai_petl.transforms.class_label import SampleClassLabeld
 from monai_petl.transforms.coordinates import AddCoordinatesd
 from monai_petl.transforms.features import LoadFeaturesd
+from monai_petl.transforms.intensities import scale_intensity
 from monai_petl.transforms.labels import SelectClassesd
 from monai_petl.transforms.spacing import GuardedSpacingd
 from monai_petl.transforms.views import RandViewd, StudentTeacherViewsd, ViewAugmentation
@@ -24,4 +25,5 @@ __all__ = [
     "ToChannelsd",
     "ViewAugmentation",
     "WholeLabelsd",
+    "scale_intensity",
 ]

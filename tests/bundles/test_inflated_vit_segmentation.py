@@ -191,7 +191,7 @@ def test_inference_agrees_with_evaluation(tmp_path: Path, data: Path, inflated: 
         assert segmentation.shape == image.shape
         np.testing.assert_allclose(segmentation.affine, image.affine, atol=1e-4)
         found, label = np.asarray(segmentation.dataobj), np.asarray(nib.load(case["label"]).dataobj)
-        ids = parsed(flow, "label_ids")
+        ids = parsed(flow, "train::label_ids")
         scores += [dice(found == k, label == ids[name]) for k, name in enumerate(CLASSES, 1)]
     assert np.mean(scores) == pytest.approx(key_metric(flow), abs=1e-4)
 
