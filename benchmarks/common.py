@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from monai_petl import adapt
 from monai_petl.methods import punet_method
 from monai_petl.networks import PUNet
-from monai_petl.networks.prompt_attention import PromptAttention
+from monai_petl.networks.punet.attention import PromptAttention
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

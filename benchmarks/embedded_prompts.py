@@ -19,9 +19,9 @@ from common import interleaved, markdown, ratio, report
 from torch import Tensor, nn
 
 from monai_petl import adapt, summary, trainable_parameters
+from monai_petl.core.summary import measure_step
 from monai_petl.methods import EPT, EPT_FORMS, collapse_prompts
 from monai_petl.networks import ViTClassifier, vit_backbone
-from monai_petl.summary import measure_step
 
 CLASSES = 3
 FUSED, EAGER = "no prompts, fused attention", "no prompts, attention written out"

@@ -28,10 +28,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from monai_petl import adapt, summary, trainable_parameters
+from monai_petl.core.summary import TensorMemory, saved_activation_bytes
 from monai_petl.data import preload_states
 from monai_petl.methods import FullFineTuning, LoRA
 from monai_petl.networks import FPT, ViTClassifier, vit_backbone
-from monai_petl.summary import TensorMemory, saved_activation_bytes
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "fpt_vit_classification"
 CLASSES = 5

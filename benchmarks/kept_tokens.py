@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from monai_petl.compare.worker import run_job
 from monai_petl.data import FeatureCache, load_image_list
-from monai_petl.networks.vit_parts import first_tokens
+from monai_petl.networks.vit.parts import first_tokens
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "fpt_vit_classification"
 STUDY = "busi_large"

@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from monai_petl.networks import PUNet
-from monai_petl.networks.prompt_attention import PromptAttention
-from monai_petl.networks.published_attention import PublishedPlan
+from monai_petl.networks.punet.attention import PromptAttention
+from monai_petl.networks.punet.published_attention import PublishedPlan
 
 
 def literal_forward(network: PUNet, image: Tensor, classes: Sequence[str]) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_petl import adapt, merge, summary, trainable_parameters
-from monai_petl.deltas import deltas_of
+from monai_petl.core.deltas import deltas_of
 from monai_petl.methods import LoRA
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -22,6 +22,7 @@ from monai.networks.nets import SwinUNETR, ViT
 from torch import Tensor, nn
 
 from monai_petl import Method, adapt, summary, trainable_parameters
+from monai_petl.core.summary import saved_activation_bytes
 from monai_petl.methods import (
     AIM,
     SSF,
@@ -36,7 +37,6 @@ from monai_petl.methods import (
     NormOnly,
 )
 from monai_petl.networks import AIMViT
-from monai_petl.summary import saved_activation_bytes
 
 METHODS: dict[str, Method] = {
     "full fine-tuning": FullFineTuning(),

@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from monai_petl.analysis import linear_cka, separation
+from monai_petl.core.deltas import deltas_of
 from monai_petl.data import few_shot_per_class, load_image_list
-from monai_petl.deltas import deltas_of
 from monai_petl.methods import attention_gates, parameter_groups
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "ept_vit_classification"

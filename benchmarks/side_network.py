@@ -21,9 +21,9 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import Tensor, nn
 
 from monai_petl import adapt, summary, trainable_parameters
+from monai_petl.core.summary import measure_step
 from monai_petl.methods import FullFineTuning
 from monai_petl.networks import SAN, ViTSegmenter, vit_backbone
-from monai_petl.summary import measure_step
 
 CLASSES = 5
 FULL = "full fine-tuning"

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from common import Products, adapted, interleaved, markdown, ratio, report
 
 from monai_petl import summary, trainable_parameters
-from monai_petl.summary import saved_activation_bytes
+from monai_petl.core.summary import saved_activation_bytes
 
 VARIANTS = ("prompt", "full")
 

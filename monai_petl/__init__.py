@@ -3,9 +3,12 @@
 A frozen backbone plus a small trained delta: attach it, train it, save it in one small file, load it, combine it.
 """
 
+import sys
+from importlib import import_module
+
 from monai_petl import inflation, losses, methods, networks
-from monai_petl.adapt import Method, adapt, trainable_parameters
-from monai_petl.adapters import (
+from monai_petl.core.adapt import Method, adapt, trainable_parameters
+from monai_petl.core.adapters import (
     AdapterFileError,
     adapter_state_dict,
     backbone_state_dict,
@@ -13,10 +16,14 @@ from monai_petl.adapters import (
     load_adapter,
     save_adapter,
 )
-from monai_petl.summary import Summary, summary
-from monai_petl.switching import activate, disabled, merge, merge_and_unload, remove_adapter, unmerge
+from monai_petl.core.summary import Summary, summary
+from monai_petl.core.switching import activate, disabled, merge, merge_and_unload, remove_adapter, unmerge
 
 __version__ = "0.1.0"
+
+FORMER = {"deltas": "core.deltas", "summary": "core.summary", "methods.targets": "core.roles"}
+for _name, _now in FORMER.items():  # modules that scripts import by the names that they had
+    sys.modules[f"monai_petl.{_name}"] = import_module(f"monai_petl.{_now}")
 
 __all__ = [
     "AdapterFileError",

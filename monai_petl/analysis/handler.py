@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from monai_petl.analysis.separation import nearest_centroid_accuracy, separation
 from monai_petl.analysis.tokens import expected_calibration_error
-from monai_petl.atomic import write_text
-from monai_petl.tensor_files import write_tensors
+from monai_petl.files.atomic import write_text
+from monai_petl.files.tensor_files import write_tensors
 
 __all__ = ["FeatureSeparation"]
 

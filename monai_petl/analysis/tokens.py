@@ -9,8 +9,8 @@ import torch
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
-from monai_petl.methods.targets import vision_transformers
-from monai_petl.observe import observe
+from monai_petl.core.observe import observe
+from monai_petl.core.roles import vision_transformers
 
 __all__ = ["ScalingConditions", "expected_calibration_error", "outliers", "scaling_conditions", "token_norms"]
 

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser, verify_metadata
 from torch import Tensor
 
 from monai_petl.bundle.folder import BundleFolder, items_of
-from monai_petl.torch_files import read_torch
+from monai_petl.files.torch_files import read_torch
 
 __all__ = ["FILE_CHECKS", "LARGEST", "CheckError", "SkippedError", "check_schema", "large_files_of"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_petl.atomic import write_text
-from monai_petl.json_files import read_object
+from monai_petl.files.atomic import write_text
+from monai_petl.files.json_files import read_object
 
 __all__ = ["BundleFolder", "copy_folder", "items_of"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from monai_petl.bundle.folder import BundleFolder, copy_folder
 from monai_petl.data.datalist import new_dataset_folder
-from monai_petl.networks.state_files import read_state_dict, save_network
+from monai_petl.weights.state_files import read_state_dict, save_network
 
 __all__ = ["NewBundle", "new_class"]
 

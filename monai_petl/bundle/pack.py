@@ -12,11 +12,11 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from monai_petl.atomic import write_text, written_whole
 from monai_petl.bundle.checks import FILE_CHECKS, LARGEST, CheckError, SkippedError, large_files_of
 from monai_petl.bundle.errors import root_cause
 from monai_petl.bundle.folder import BundleFolder
-from monai_petl.networks.state_files import read_state_dict
+from monai_petl.files.atomic import write_text, written_whole
+from monai_petl.weights.state_files import read_state_dict
 
 __all__ = ["Packed", "pack"]
 

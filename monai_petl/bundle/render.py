@@ -18,8 +18,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY, MERGE_KEY, merge_kv
 
-from monai_petl.atomic import write_text
-from monai_petl.json_files import read_object
+from monai_petl.files.atomic import write_text
+from monai_petl.files.json_files import read_object
 
 __all__ = ["render", "render_all"]
 

@@ -25,7 +25,7 @@ from monai_petl.bundle.checks import CheckError, SkippedError
 from monai_petl.bundle.folder import BundleFolder
 from monai_petl.bundle.pack import pack
 from monai_petl.bundle.toy_data import make_toy_pictures, make_toy_volumes
-from monai_petl.networks.state_files import read_state_dict
+from monai_petl.weights.state_files import read_state_dict
 
 __all__ = ["TRIALS", "Trial"]
 

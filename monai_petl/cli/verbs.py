@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_petl.atomic import write_text
 from monai_petl.cli.command import Command
+from monai_petl.files.atomic import write_text
 
 __all__ = ["VERBS"]
 
@@ -59,7 +59,7 @@ def summary(config: str, json: bool = False, **overrides: Any) -> Any:
         overrides: an id of the config, for instance --method full.
     """
     from monai_petl.bundle import network_of_config
-    from monai_petl.summary import summary as count
+    from monai_petl.core.summary import summary as count
 
     counted = count(network_of_config(config, **overrides))
     return _json(counted.to_dict()) if json else counted
@@ -72,7 +72,7 @@ def inspect(file: str, json: bool = False) -> str:
         file: a .safetensors file written by save_adapter.
         json: print everything, with the fingerprint of the backbone.
     """
-    from monai_petl.adapters import inspect_adapter
+    from monai_petl.core.adapters import inspect_adapter
 
     header = inspect_adapter(file)
     if json:
@@ -216,7 +216,7 @@ def inflate(
 
     Args:
         source: .safetensors or torch file, folder, or name on the Hugging Face hub (timm, torchvision, transformers).
-        out: .safetensors file to write; load it by monai_petl.inflation.load_inflated.
+        out: .safetensors file to write; load it by monai_petl.weights.inflation.load_inflated.
         network: vit, swin or resnet.
         img_size: size of the images in voxels, for instance 224,224,5. A resnet needs none.
         spatial_dims: 2 or 3.
@@ -239,7 +239,7 @@ def inflate(
         resize_patch: allow a patch kernel of another in-plane size to be resized, which is not exact.
         network_options: further arguments of the network, {name: value}.
     """
-    from monai_petl.inflation import build_from_pretrained, save_inflated
+    from monai_petl.weights.inflation import build_from_pretrained, save_inflated
 
     if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
         raise ValueError(f"{out} is the source itself, which would be lost. Give another name")

@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from monai_petl.atomic import written_whole
+from monai_petl.files.atomic import written_whole
 
 __all__ = ["PictureTaker"]
 

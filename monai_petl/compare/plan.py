@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_petl.compare.records import write_record
-from monai_petl.json_files import read_object, require_fields
+from monai_petl.files.json_files import read_object, require_fields
 
 __all__ = ["FACTORS", "Job", "Plan", "parse_budget", "parse_methods", "parse_shots"]
 

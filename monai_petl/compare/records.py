@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_petl.atomic import write_text
-from monai_petl.json_files import read_object, require_fields
+from monai_petl.files.atomic import write_text
+from monai_petl.files.json_files import read_object, require_fields
 
 __all__ = ["read_record", "require_record", "write_record"]
 

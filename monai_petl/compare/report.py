@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
-from monai_petl.atomic import write_text
 from monai_petl.compare.figures import COSTS, class_colours, cost_figure, curves_figure, shots_figure, tile
 from monai_petl.compare.plan import Job
 from monai_petl.compare.results import Results, shots_text
+from monai_petl.files.atomic import write_text
 
 __all__ = ["write_report"]
 

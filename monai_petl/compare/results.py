@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from monai_petl.atomic import write_text
 from monai_petl.compare.records import require_record, write_record
 from monai_petl.compare.statistics import Difference, paired_difference
-from monai_petl.json_files import read_object, require_fields
+from monai_petl.files.atomic import write_text
+from monai_petl.files.json_files import read_object, require_fields
 
 __all__ = ["COLUMNS", "Results", "shots_text"]
 

@@ -31,7 +31,7 @@ from monai_petl.bundle import root_cause, sentence_of
 from monai_petl.compare.pictures import PictureTaker
 from monai_petl.compare.plan import RATES
 from monai_petl.compare.records import write_record
-from monai_petl.summary import measure_step, summary
+from monai_petl.core.summary import measure_step, summary
 
 __all__ = ["run_job"]
 

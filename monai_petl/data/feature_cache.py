@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_petl.atomic import errors_in_a_sentence, move_into_place, partial_folder
-from monai_petl.json_files import read_object
-from monai_petl.tensor_files import save_tensors
+from monai_petl.files.atomic import errors_in_a_sentence, move_into_place, partial_folder
+from monai_petl.files.json_files import read_object
+from monai_petl.files.tensor_files import save_tensors
 
 __all__ = ["FeatureCache", "preload_states", "weights_digest"]
 

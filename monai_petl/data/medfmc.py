@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_petl.atomic import write_text
 from monai_petl.data.datalist import SECTIONS, DataError, PathLike
 from monai_petl.data.few_shot import ImageCase, positive_classes
+from monai_petl.files.atomic import write_text
 
 __all__ = ["MEDFMC_CLASSES", "make_medfmc_table", "read_medfmc_list"]
 

@@ -14,10 +14,10 @@ from monai.data import NibabelWriter
 from monai.data.folder_layout import default_name_formatter
 from monai.utils import convert_data_type
 
-from monai_petl.atomic import written_whole
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.folders import ending_of, stem
 from monai_petl.data.volume_files import BY_ITK, BY_NIBABEL
+from monai_petl.files.atomic import written_whole
 
 __all__ = ["VolumeWriter", "output_name", "write_volume"]
 

@@ -14,10 +14,10 @@ import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 
-from monai_petl.atomic import write_text, written_whole
 from monai_petl.data import class_names
 from monai_petl.demo.checks import read_segmentation
 from monai_petl.demo.figures import dice_figure, learning_curves, overlay_figure
+from monai_petl.files.atomic import write_text, written_whole
 
 __all__ = ["write_report"]
 

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 
 from monai.bundle import run as run_bundle
 
-from monai_petl.adapters import inspect_adapter
-from monai_petl.atomic import write_text
 from monai_petl.compare import Plan, find_devices, run_plan
+from monai_petl.core.adapters import inspect_adapter
+from monai_petl.core.summary import summary as parameters_of
 from monai_petl.data import DataError, load_datalist, make_phantom_dataset
 from monai_petl.demo.checks import base_classes_unchanged, dice_by_class
 from monai_petl.demo.report import write_report
 from monai_petl.demo.settings import DemoSettings, settings_for
+from monai_petl.files.atomic import write_text
 from monai_petl.networks import PUNet
-from monai_petl.summary import summary as parameters_of
 
 __all__ = ["demo"]
 

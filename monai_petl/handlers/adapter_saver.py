@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch import nn
 
-from monai_petl.adapters import save_adapter
+from monai_petl.core.adapters import save_adapter
 
 __all__ = ["AdapterSaver"]
 

@@ -11,7 +11,7 @@ import torch
 from ignite.handlers.checkpoint import BaseSaveHandler, Checkpoint
 from torch import Tensor
 
-from monai_petl.torch_files import write_state
+from monai_petl.files.torch_files import write_state
 
 __all__ = ["CheckpointSaver", "save_whole"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import monai.handlers
 from ignite.engine import Engine
 
-from monai_petl.atomic import all_written_whole
+from monai_petl.files.atomic import all_written_whole
 
 __all__ = ["MetricsSaver"]
 

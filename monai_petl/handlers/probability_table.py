@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from monai_petl.atomic import written_whole
+from monai_petl.files.atomic import written_whole
 
 __all__ = ["ProbabilityTable"]
 

@@ -16,8 +16,8 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import CheckpointLoader
 
+from monai_petl.files.torch_files import TorchFileError, require_whole
 from monai_petl.handlers.checkpoint_saver import CheckpointSaver
-from monai_petl.torch_files import TorchFileError, require_whole
 
 __all__ = ["BestMetric", "ResumableTraining", "require_checkpoint"]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from monai_petl.adapt import Method
+from monai_petl.core.adapt import Method
 from monai_petl.methods.prompt_tuning import punet_of
-from monai_petl.networks.prompt_attention import PromptAttention
-from monai_petl.networks.punet_body import BottleneckAdapter
+from monai_petl.networks.punet.attention import PromptAttention
+from monai_petl.networks.punet.body import BottleneckAdapter
 
 __all__ = ["BottleneckAdapters"]
 

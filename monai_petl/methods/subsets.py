@@ -26,11 +26,9 @@ from monai.networks.nets import (
 )
 from torch import Tensor, nn
 
-from monai_petl.adapt import Method, adapters_of, refuse_two_heads
-from monai_petl.deltas import Delta, add_delta
-from monai_petl.methods.foreign_attention import require_known_blocks
-from monai_petl.methods.output_layers import output_layers, runs_on
-from monai_petl.methods.targets import (
+from monai_petl.core.adapt import Method, adapters_of, refuse_two_heads
+from monai_petl.core.deltas import Delta, add_delta
+from monai_petl.core.roles import (
     CONVOLUTIONS,
     NORMS,
     TRANSPOSED,
@@ -39,6 +37,8 @@ from monai_petl.methods.targets import (
     unused_parameters,
     used_modules,
 )
+from monai_petl.methods.parts.foreign_attention import require_known_blocks
+from monai_petl.methods.parts.output_layers import output_layers, runs_on
 
 __all__ = ["BiasOnly", "FullFineTuning", "HeadOnly", "LastBlocks", "NormOnly"]
 

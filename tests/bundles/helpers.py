@@ -22,7 +22,7 @@ from monai.networks.nets import SwinUNETR
 from torch import Tensor
 
 from monai_petl.bundle import BundleFolder
-from tests.inflation.sources import timm_vit
+from tests.weights.inflation.sources import timm_vit
 
 REPOSITORY = Path(__file__).parents[2]
 SIZE, SPACING = (32, 32, 6), (8.0, 8.0, 10.0)  # of the phantoms: voxels, and mm

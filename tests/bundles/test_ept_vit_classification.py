@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from monai_petl import inspect_adapter
-from monai_petl.deltas import deltas_of
+from monai_petl.core.deltas import deltas_of
 from monai_petl.methods import EPT
 from tests.bundles.helpers import EMBEDDED_PROMPTS, REPOSITORY, parsed, refusal
 

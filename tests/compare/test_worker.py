@@ -14,9 +14,9 @@ import torch
 from fire.parser import DefaultParseValue
 from ignite.engine import Engine
 
-from monai_petl.adapters import inspect_adapter
 from monai_petl.compare.pictures import PictureTaker
 from monai_petl.compare.worker import _Answers, _names, run_job
+from monai_petl.core.adapters import inspect_adapter
 from monai_petl.data import make_phantom_dataset
 from tests.bundles.helpers import AIM, INFLATED, REPOSITORY, SIZE, SPACING
 

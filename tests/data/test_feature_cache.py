@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from monai_petl.data import FeatureCache, feature_cache, preload_states, weights_digest
+from monai_petl.files.tensor_files import save_tensors
 from monai_petl.networks import FPT
-from monai_petl.tensor_files import save_tensors
 from monai_petl.transforms import LoadFeaturesd
 
 SETTINGS = {"weights": "abc", "img_size": [32, 32]}

@@ -8,7 +8,7 @@ from torch import Tensor
 from monai_petl.engines import StudentTeacherTrainer
 from monai_petl.losses import CPALoss
 from monai_petl.networks import PUNet
-from tests.networks.punet_parity import gradient_of, network_of, published_value
+from tests.networks.punet.punet_parity import gradient_of, network_of, published_value
 from tests.parity_cases import Case, check, coordinate_volume, load_cases, load_expected, tensors
 
 (CASE,) = load_cases("cpa", kind="step")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from monai_petl.losses import MatchedMaskLoss
 from monai_petl.losses.matched_masks import match
 from monai_petl.networks import SAN
-from tests.networks.test_san import TEST_SIZE, backbone
+from tests.networks.san.test_network import TEST_SIZE, backbone
 
 
 def prediction(batch: int = 2, queries: int = 5, classes: int = 3, grid=(4, 4), seed: int = 0, aux: int = 0) -> dict:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import monai_petl as mp
-from monai_petl.deltas import deltas_of
-from monai_petl.inflation.attention_bias import add_attention_bias
+from monai_petl.core.deltas import deltas_of
 from monai_petl.methods import AIM, LoRA
-from monai_petl.methods.aim_deltas import JointAdapter, SliceEmbedding, SpatialAdapter, TemporalStep
+from monai_petl.methods.parts.aim_deltas import JointAdapter, SliceEmbedding, SpatialAdapter, TemporalStep
 from monai_petl.networks import AIMSwin, AIMViT, ViTSegmenter, slices_of
-from monai_petl.networks.slices import Slices, as_slices
+from monai_petl.networks.vit.attention_bias import add_attention_bias
+from monai_petl.networks.vit.slices import Slices, as_slices
 from tests.conftest import differing, frozen, state_of, train
 from tests.methods.small_networks import shaken, trained_names
 

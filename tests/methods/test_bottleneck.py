@@ -9,7 +9,7 @@ from monai.networks.nets import UNet
 from monai_petl import adapt, disabled, remove_adapter, trainable_parameters
 from monai_petl.methods import BottleneckAdapters
 from monai_petl.networks import PUNet
-from monai_petl.networks.prompt_attention import PromptAttention
+from monai_petl.networks.punet.attention import PromptAttention
 from tests.conftest import differing, small_punet, state_of, train_class
 
 IMAGE = torch.linspace(-9, 9, 2 * 32 * 32).view(2, 1, 32, 32, 1).sin()

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import monai_petl as mp
-from monai_petl.deltas import deltas_of
-from monai_petl.inflation.files import set_eps
+from monai_petl.core.deltas import deltas_of
 from monai_petl.methods import (
     EPT,
     EPT_FORMS,
@@ -28,9 +27,10 @@ from monai_petl.methods import (
 )
 from monai_petl.methods.ept import IDENTITY_GATE, EPTDelta
 from monai_petl.networks import ViTClassifier, load_backbone, vit_backbone
-from monai_petl.networks.vit_parts import headless, resize_positions
+from monai_petl.networks.vit.parts import headless, resize_positions
+from monai_petl.weights.inflation.files import set_eps
 from tests.conftest import differing, frozen, state_of
-from tests.inflation.published import Case, deviation, image, load_cases, load_expected, tensor
+from tests.weights.inflation.published import Case, deviation, image, load_cases, load_expected, tensor
 
 CASES = load_cases("ept")
 EXPECTED = load_expected("ept")

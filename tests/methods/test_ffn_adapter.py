@@ -11,7 +11,7 @@ from monai.networks.blocks import TransformerBlock
 from torch import Tensor
 
 from monai_petl import adapt, merge, summary
-from monai_petl.deltas import deltas_of
+from monai_petl.core.deltas import deltas_of
 from monai_petl.methods import FFNAdapter
 from tests.conftest import differing, frozen, state_of
 from tests.methods.small_networks import (

@@ -35,11 +35,11 @@ from monai_petl import (
     trainable_parameters,
     unmerge,
 )
-from monai_petl.deltas import add_delta, deltas_of, merge_deltas, remove_deltas, unmerge_deltas
+from monai_petl.core.deltas import add_delta, deltas_of, merge_deltas, remove_deltas, unmerge_deltas
+from monai_petl.core.roles import Site, backbone_modules
+from monai_petl.core.switching import backbone_loaded
 from monai_petl.methods import PRESETS, ROLES, SSF, LoRA
-from monai_petl.methods.lora_layers import ConvLoRA, DoRADelta, FusedLoRA, LinearLoRA, TransposedLoRA, lora_delta
-from monai_petl.methods.targets import Site, backbone_modules
-from monai_petl.switching import backbone_loaded
+from monai_petl.methods.parts.lora_layers import ConvLoRA, DoRADelta, FusedLoRA, LinearLoRA, TransposedLoRA, lora_delta
 from tests.conftest import differing, frozen, shake_statistics, state_of, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:the rank saves nothing")

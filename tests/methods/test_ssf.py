@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from monai_petl import adapt, merge, merge_and_unload, summary, unmerge
-from monai_petl.deltas import deltas_of
+from monai_petl.core.deltas import deltas_of
 from monai_petl.methods import SSF
 from tests.conftest import differing, frozen, state_of
 from tests.methods.small_networks import (

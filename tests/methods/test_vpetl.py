@@ -27,11 +27,10 @@ from monai_petl import (
     summary,
     trainable_parameters,
 )
-from monai_petl.deltas import deltas_of
+from monai_petl.core.deltas import deltas_of
 from monai_petl.methods import VPETL, FFNAdapter
 from monai_petl.methods.vpetl import PATTDelta
 from tests.conftest import differing, frozen, state_of
-from tests.inflation.published import Case, deviation, image, load_cases, load_expected, tensor
 from tests.methods.small_networks import (
     NETWORKS,
     TRANSFORMERS,
@@ -46,6 +45,7 @@ from tests.methods.small_networks import (
     vit,
     without_gradient,
 )
+from tests.weights.inflation.published import Case, deviation, image, load_cases, load_expected, tensor
 
 SLOTS = {"q": 0, "k": 1, "v": 2}
 

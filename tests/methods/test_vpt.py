@@ -12,7 +12,7 @@ from monai.networks.nets.swin_unetr import SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
 from monai_petl import adapt, disabled, load_adapter, merge, save_adapter, summary
-from monai_petl.deltas import deltas_of
+from monai_petl.core.deltas import deltas_of
 from monai_petl.methods import VPETL, VPT, LastBlocks
 from tests.conftest import differing, frozen, state_of
 from tests.methods.small_networks import (

@@ -1,0 +1,1 @@
+"""What attaches methods to a network, stores, switches and measures them: no task, no method."""

@@ -1,0 +1,1 @@
+"""What methods are made of, and what is done with several of them."""

@@ -1,0 +1,1 @@
+"""PUNet: a U-Net whose attention reads prompt tokens."""

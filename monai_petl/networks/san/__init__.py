@@ -1,0 +1,1 @@
+"""SAN: a side network that reads and steers a frozen vision transformer."""

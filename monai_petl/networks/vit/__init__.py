@@ -1,0 +1,1 @@
+"""Networks around MONAI's vision transformer."""
