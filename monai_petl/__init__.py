@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 from monai_petl import inflation, losses, methods, networks
-from monai_petl.core.adapt import Method, adapt, trainable_parameters
+from monai_petl.core.adapt import adapt, trainable_parameters
 from monai_petl.core.adapters import (
     AdapterFileError,
     adapter_state_dict,
@@ -16,6 +16,7 @@ from monai_petl.core.adapters import (
     load_adapter,
     save_adapter,
 )
+from monai_petl.core.method import Method
 from monai_petl.core.summary import Summary, summary
 from monai_petl.core.switching import activate, disabled, merge, merge_and_unload, remove_adapter, unmerge
 

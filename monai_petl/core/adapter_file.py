@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ __all__ = [
     "not_finite",
     "read_adapter",
     "short_text",
+    "some",
+    "versions",
 ]
 
 FORMAT, FORMAT_VERSION = "monai_petl.adapter", 2  # 1 has the fingerprint under whole names, in hexadecimal
@@ -182,3 +185,13 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no value")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that an adapter was trained with."""
+    return {name: importlib.metadata.version(name) for name in ("monai-petl", "monai", "torch")}
+
+
+def some(names: list[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more if names else "none"

@@ -6,32 +6,19 @@ fits: a fingerprint of every frozen tensor it was trained against.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import (
-    AdapterRecord,
-    Method,
-    adapter_module_names,
-    adapters_of,
-    attach,
-    find_record,
-    first_names,
-    keep_frozen,
-    named_tensors,
-    refuse_merged,
-    restored_on_error,
-    versions,
-)
+from monai_petl.core.adapt import attach, restored_on_error
 from monai_petl.core.adapter_file import (
     CHECKSUM,
     FORMAT,
@@ -42,9 +29,20 @@ from monai_petl.core.adapter_file import (
     inspect_adapter,
     not_finite,
     read_adapter,
-    short_text,
+    some,
+    versions,
 )
-from monai_petl.core.switching import remove_adapter
+from monai_petl.core.fingerprint import check_fingerprint, fingerprint
+from monai_petl.core.frozen import keep_frozen
+from monai_petl.core.method import Method
+from monai_petl.core.records import (
+    AdapterRecord,
+    adapters_of,
+    find_record,
+    first_names,
+    named_tensors,
+    refuse_merged,
+)
 from monai_petl.core.wrappers import on_plain, refuse_wrappers, unwrapped
 from monai_petl.files.tensor_files import write_tensors
 
@@ -119,13 +117,13 @@ def save_adapter(
         "class_names": json.dumps([m.class_name for m in record.methods if hasattr(m, "class_name")]),
         "notes": json.dumps(notes),
         "versions": json.dumps(versions()),
-        "fingerprint": json.dumps(by_module(_under_first_names(network, record)), separators=(",", ":")),
+        "fingerprint": json.dumps(by_module(fingerprint(network, record)), separators=(",", ":")),
     }
     refuse_merged(network)
     tensors = {_file_name(n, name): t for n, t in adapter_state_dict(network, name).items()}
     if wrong := not_finite(tensors):
         raise ValueError(
-            f"adapter {name!r} is not saved: {_some(wrong)} hold NaN or infinity. The training has diverged; lower "
+            f"adapter {name!r} is not saved: {some(wrong)} hold NaN or infinity. The training has diverged; lower "
             "the learning rate"
         )
     return write_tensors(path, tensors, {**header, CHECKSUM: checksum(header, tensors)}, "the adapter")
@@ -158,39 +156,46 @@ def load_adapter(
     header, tensors = read_adapter(path)
     if not header[CHECKSUM]:
         logger.info("%s has no checksum, as files from before there was one; its values are not compared", path)
-    methods = _methods(path, header)
     refuse_merged(network)
-    _check_fingerprint(network, path, header)
+    check_fingerprint(network, path, header)
     name = name or header["name"]
-    with restored_on_error(network):
-        if not adapters_of(network):  # a network that is given an adapter is a backbone from now on
-            network.requires_grad_(False)
-        try:
-            methods = [method.as_saved(network, tensors) for method in methods]
-            record = attach(network, methods, header["also_train"], name)
-        except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error) as error:
-            if name in adapters_of(network):
-                raise
-            raise AdapterFileError(f"{path} cannot be attached to this {type(network).__name__}: {error}") from error
+
+    def fill(record: AdapterRecord) -> None:
         trained = set(record.tensors)
         own = {_file_name(n, name): t for n, t in named_tensors(network) if n in trained}
-        try:
-            if not header["fingerprint"] and _under_first_names(network, record):
-                raise AdapterFileError(f"{path} does not say which backbone it was trained on. Save it again")
-            _check_shapes(
-                path, {n: list(t.shape) for n, t in own.items()}, {n: list(t.shape) for n, t in tensors.items()}
-            )
-            with torch.no_grad():
-                for n, tensor in own.items():
-                    tensor.copy_(tensors[n])
-        except Exception:
-            remove_adapter(network, name)
-            raise
+        if not header["fingerprint"] and fingerprint(network, record):
+            raise AdapterFileError(f"{path} does not say which backbone it was trained on. Save it again")
+        _check_shapes(path, _shapes(own), _shapes(tensors))
+        with torch.no_grad():
+            for n, tensor in own.items():
+                tensor.copy_(tensors[n])
+
+    with restored_on_error(network), _as_error_of_the_file(path, network, name):
+        methods = [method.as_saved(network, tensors) for method in _methods(path, header)]
+        if not adapters_of(network):  # a network that is given an adapter is a backbone from now on
+            network.requires_grad_(False)
+        record = attach(network, methods, header["also_train"], name, fill)
     if not trainable:
-        for tensor in own.values():
-            tensor.requires_grad_(False)
+        trained = set(record.tensors)
+        for n, tensor in named_tensors(network):
+            if n in trained:
+                tensor.requires_grad_(False)
         keep_frozen(network)
     return given
+
+
+@contextmanager
+def _as_error_of_the_file(path: str | os.PathLike, network: nn.Module, name: str) -> Iterator[None]:
+    """What a method says when it cannot attach is about the file, unless the name is taken."""
+    taken = name in adapters_of(network)
+    try:
+        yield
+    except AdapterFileError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, re.error) as error:
+        if taken:
+            raise
+        raise AdapterFileError(f"{path} cannot be attached to this {type(network).__name__}: {error}") from error
 
 
 def _methods(path: str | os.PathLike, header: Mapping[str, Any]) -> list[Method]:
@@ -210,70 +215,16 @@ def _methods(path: str | os.PathLike, header: Mapping[str, Any]) -> list[Method]
         raise AdapterFileError(f"{path} has an option that cannot be: {error}. Save it again") from None
 
 
-def _fingerprint(network: nn.Module, record: AdapterRecord | None) -> dict[str, str]:
-    """Name -> hash of every tensor that the adapter was trained against: all but its own and those of other tasks.
-
-    What an earlier adapter changes in the backbone itself (and not for a task such as a class) counts: it was trained on
-    top of that. What later ones change does not, nor those that are switched off.
-    """
-    foreign = adapter_module_names(network)
-    own = set(record.tensors if record else ())
-    before: dict[str, Tensor] = {}
-    later = False
-    for other in adapters_of(network).values():
-        if later or not other.enabled:
-            own |= set(other.tensors) - set(other.originals)
-            before |= other.originals
-        later |= other is record
-    return {n: _hash(before.get(n, t)) for n, t in named_tensors(network) if n not in own and not n.startswith(foreign)}
-
-
-def _under_first_names(network: nn.Module, record: AdapterRecord) -> dict[str, str]:
-    """The fingerprint with each tensor once; a network may hold it under several names."""
-    first = first_names(network)
-    return {n: value for n, value in _fingerprint(network, record).items() if first[n] == n}
-
-
 def _file_name(tensor: str, adapter: str) -> str:
     """A delta's tensor without the adapter's name: ``qkv.deltas.lora_kidney.A`` is ``qkv.lora_A`` in files."""
     return re.sub(rf"(^|\.)deltas\.([^.]+)_{re.escape(adapter)}\.", r"\1\2_", tensor)
-
-
-def _hash(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous()
-    digest = hashlib.blake2b(f"{data.dtype}{tuple(data.shape)}".encode(), digest_size=6)
-    digest.update(data.flatten().view(torch.uint8).numpy().data)
-    return short_text(digest.digest())
-
-
-def _check_fingerprint(network: nn.Module, path: str | os.PathLike, header: Mapping[str, Any]) -> None:
-    wanted, found = header["fingerprint"], _fingerprint(network, None)
-    missing = [n for n in wanted if n not in found]
-    differing = [n for n in wanted if n in found and found[n] != wanted[n]]
-    if not missing and not differing:
-        return
-    if not missing and all(n.endswith("position_embeddings") for n in differing):
-        raise AdapterFileError(
-            f"{path} was trained for images of another size: of its {len(wanted)} frozen tensors only the positions differ "
-            f"({_some(differing)}). Build the network for that size, load the adapter, and then change the size "
-            "(ViTClassifier.resize)"
-        )
-    parts = [
-        f"{len(names)} {what} ({_some(names)})"
-        for names, what in ((missing, "missing"), (differing, "with other values or shapes"))
-        if names
-    ]
-    raise AdapterFileError(
-        f"{path} was trained on another backbone ({header['network']}): of its {len(wanted)} frozen tensors this "
-        f"{type(network).__name__} has {' and '.join(parts)}. Load the weights of that backbone first"
-    )
 
 
 def _check_shapes(path: str | os.PathLike, network: Mapping[str, list[int]], file: Mapping[str, list[int]]) -> None:
     missing, extra = [n for n in network if n not in file], [n for n in file if n not in network]
     if missing or extra:
         raise AdapterFileError(
-            f"{path} does not fit: tensors missing in the file: {_some(missing)}; left over in the file: {_some(extra)}"
+            f"{path} does not fit: tensors missing in the file: {some(missing)}; left over in the file: {some(extra)}"
         )
     for n, shape in network.items():
         if shape != file[n]:
@@ -282,6 +233,5 @@ def _check_shapes(path: str | os.PathLike, network: Mapping[str, list[int]], fil
             )
 
 
-def _some(names: list[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more if names else "none"
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}

@@ -11,17 +11,6 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import (
-    AdapterRecord,
-    Method,
-    adapters_of,
-    find_record,
-    keep_frozen,
-    named_tensors,
-    refuse_merged,
-    refuse_shared,
-    refuse_two_heads,
-)
 from monai_petl.core.deltas import (
     deltas_of,
     install_replacements,
@@ -30,6 +19,17 @@ from monai_petl.core.deltas import (
     require_backups,
     set_deltas_enabled,
     unmerge_deltas,
+)
+from monai_petl.core.frozen import keep_frozen
+from monai_petl.core.method import Method
+from monai_petl.core.records import (
+    AdapterRecord,
+    adapters_of,
+    find_record,
+    named_tensors,
+    refuse_merged,
+    refuse_shared,
+    refuse_two_heads,
 )
 from monai_petl.core.wrappers import on_plain, unwrapped
 

@@ -14,8 +14,8 @@ from monai.networks.nets import ViT
 from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock
 from torch import nn
 
-from monai_petl.core.adapt import Method
 from monai_petl.core.deltas import add_delta
+from monai_petl.core.method import Method
 from monai_petl.core.roles import vision_transformers
 from monai_petl.methods.parts.aim_deltas import JointAdapter, SliceEmbedding, SpatialAdapter, TemporalStep
 from monai_petl.networks.vit.patches import patch_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from monai_petl.core.adapt import Method
+from monai_petl.core.method import Method
 from monai_petl.methods.prompt_tuning import punet_of
 from monai_petl.networks.punet.attention import PromptAttention
 from monai_petl.networks.punet.body import BottleneckAdapter

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import nn
 
-from monai_petl.core.adapt import Method
+from monai_petl.core.method import Method
 from monai_petl.methods.prompt_tuning import class_replaced, punet_of, put_back, show_class
 from monai_petl.networks.punet.heads import ConvHead
 

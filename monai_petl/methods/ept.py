@@ -18,9 +18,10 @@ from monai.networks.nets import ViT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_petl.core.adapt import Method, find_record
 from monai_petl.core.deltas import Delta, add_delta, deltas_of
+from monai_petl.core.method import Method
 from monai_petl.core.observe import observe
+from monai_petl.core.records import find_record
 from monai_petl.core.roles import vision_transformers
 from monai_petl.methods.parts.foreign_attention import require_known_blocks
 

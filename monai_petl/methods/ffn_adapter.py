@@ -12,8 +12,8 @@ import torch
 from monai.networks.blocks import MLPBlock
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import Method
 from monai_petl.core.deltas import Delta, add_delta
+from monai_petl.core.method import Method
 from monai_petl.core.roles import transformer_blocks
 from monai_petl.methods.parts.foreign_attention import require_known_blocks
 

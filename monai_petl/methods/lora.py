@@ -15,8 +15,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from monai_petl.core.adapt import Method
 from monai_petl.core.deltas import add_delta
+from monai_petl.core.method import Method
 from monai_petl.core.roles import CONVOLUTIONS, TRANSPOSED, Site, backbone_modules, find_sites, has_attention
 from monai_petl.methods.parts.foreign_attention import collapsed, layers_of_file, require_known_layers
 from monai_petl.methods.parts.lora_layers import largest_rank, lora_delta

@@ -14,8 +14,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from monai_petl.core.adapt import AdapterRecord, Method, adapters_of, named_tensors
 from monai_petl.core.adapters import save_adapter
+from monai_petl.core.method import Method
+from monai_petl.core.records import AdapterRecord, adapters_of, named_tensors
 from monai_petl.networks import PUNet
 
 __all__ = ["PromptTuning", "class_replaced", "export_class", "punet_of", "put_back", "show_class"]

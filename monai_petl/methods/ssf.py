@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import Method
 from monai_petl.core.deltas import Delta, add_delta
+from monai_petl.core.method import Method
 from monai_petl.core.roles import CONVOLUTIONS, NORMS, TRANSPOSED, find_sites, has_attention
 from monai_petl.methods.parts.foreign_attention import layers_of_file, require_known_layers
 

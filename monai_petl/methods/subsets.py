@@ -26,8 +26,9 @@ from monai.networks.nets import (
 )
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import Method, adapters_of, refuse_two_heads
 from monai_petl.core.deltas import Delta, add_delta
+from monai_petl.core.method import Method
+from monai_petl.core.records import adapters_of, refuse_two_heads
 from monai_petl.core.roles import (
     CONVOLUTIONS,
     NORMS,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import Method
 from monai_petl.core.deltas import Delta, add_delta
+from monai_petl.core.method import Method
 from monai_petl.core.roles import SLOTS, attention_of
 from monai_petl.methods.ffn_adapter import FFNAdapter
 from monai_petl.methods.parts.foreign_attention import require_known_blocks

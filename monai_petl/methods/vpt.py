@@ -15,8 +15,8 @@ from monai.networks.nets.swin_unetr import SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_petl.core.adapt import Method
 from monai_petl.core.deltas import Delta, add_delta
+from monai_petl.core.method import Method
 from monai_petl.core.roles import transformer_blocks, vision_transformers
 from monai_petl.methods.parts.foreign_attention import require_known_blocks
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from monai_petl.core.adapt import adapters_of
 from monai_petl.core.adapters import inspect_adapter, load_adapter
+from monai_petl.core.records import adapters_of
 from monai_petl.core.switching import remove_adapter
 from monai_petl.networks.punet.network import PUNet
 from monai_petl.weights.state_files import read_state_dict

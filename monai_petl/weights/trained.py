@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import adapters_of, kinds
 from monai_petl.core.adapters import load_adapter
+from monai_petl.core.method import kinds
+from monai_petl.core.records import adapters_of
 from monai_petl.core.switching import remove_adapter
 from monai_petl.weights.state_files import read_state_dict
 

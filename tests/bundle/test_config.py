@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from monai_petl.bundle import network_of_config
-from monai_petl.core.adapt import adapters_of
+from monai_petl.core.records import adapters_of
 from monai_petl.networks import PUNet
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "punet_ct_segmentation"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_petl import inspect_adapter
-from monai_petl.core.adapt import adapters_of
+from monai_petl.core.records import adapters_of
 from monai_petl.core.roles import matches, unused_parameters
 from tests.bundles.helpers import (
     AIM,

@@ -12,7 +12,7 @@ from monai.networks.nets import UNETR, SwinUNETR, UNet, ViT
 from torch import Tensor, nn
 
 from monai_petl import Method, adapt, trainable_parameters
-from monai_petl.core.adapt import adapters_of
+from monai_petl.core.records import adapters_of
 from monai_petl.methods import BottleneckAdapters, ClassHead, PromptTuning
 from tests.conftest import (
     RankOne,

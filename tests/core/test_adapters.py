@@ -27,11 +27,11 @@ from monai_petl import (
     merge,
     remove_adapter,
     save_adapter,
-    tensor_files,
     unmerge,
 )
-from monai_petl.core.adapt import adapters_of
 from monai_petl.core.adapter_file import CHECKSUM, checksum
+from monai_petl.core.records import adapters_of
+from monai_petl.files import tensor_files
 from monai_petl.methods import BottleneckAdapters, ClassHead, PromptTuning, export_class
 from monai_petl.networks import PUNet
 from tests.conftest import (

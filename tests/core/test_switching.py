@@ -11,8 +11,8 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
 import monai_petl as mp
-from monai_petl.core.adapt import adapters_of
 from monai_petl.core.deltas import Delta, deltas_of
+from monai_petl.core.records import adapters_of
 from monai_petl.core.switching import backbone_loaded
 from monai_petl.methods import AIM, SSF, VPT, BiasOnly, FullFineTuning, HeadOnly, LoRA
 from monai_petl.networks import AIMViT, load_swin_unetr

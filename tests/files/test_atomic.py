@@ -136,7 +136,7 @@ def os_umask() -> int:
 WRITES = {"write_text", "write_bytes", "save", "savefig", "savez", "savez_compressed", "save_file"}
 WHOLE = {"written_whole", "all_written_whole", "partial_folder", "new_dataset_folder", "TemporaryDirectory"}
 ELSEWHERE = {  # writes within such a block of its caller, to memory, or to a folder that is removed at the end
-    "atomic.write_text", "tensor_files.save_tensors", "methods.peft_files._write",
+    "files.atomic.write_text", "files.tensor_files.save_tensors", "methods.parts.peft_files._write",
     "data.phantom._write_nifti", "data.medmnist._write", "data.medmnist.make_medmnist_folder", "data.nifti_header",
     "bundle.toy_data", "bundle.exports", "compare.figures", "demo.report._save", "compare.schedule._run",
     "compare.run.run_plan", "compare.worker.run_job",  # save methods of this package

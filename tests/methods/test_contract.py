@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import monai_petl as mp
-from monai_petl.core.adapt import adapters_of
 from monai_petl.core.deltas import deltas_of
+from monai_petl.core.records import adapters_of
 from monai_petl.methods import (
     AIM,
     EPT,

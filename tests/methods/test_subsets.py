@@ -19,8 +19,8 @@ from monai_petl import (
     save_adapter,
     summary,
 )
-from monai_petl.core.adapt import adapters_of
 from monai_petl.core.deltas import deltas_of
+from monai_petl.core.records import adapters_of
 from monai_petl.methods import BiasOnly, FullFineTuning, HeadOnly, LastBlocks, LoRA, NormOnly
 from tests.conftest import differing, frozen, state_of
 from tests.methods.small_networks import (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 import monai_petl as mp
-from monai_petl.core.adapt import adapters_of
+from monai_petl.core.records import adapters_of
 from monai_petl.inflation import InexactInflationWarning, vit_from_pretrained
 from monai_petl.methods import METHODS, adapt_by_name
 from monai_petl.networks import ViTSegmenter, load_backbone, load_trained, vit_backbone

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from monai_petl.core.adapt import Method, adapt
+from monai_petl.core.adapt import adapt
 from monai_petl.core.deltas import deltas_of
 from monai_petl.core.frozen import keep_dropout
+from monai_petl.core.method import Method
 from monai_petl.core.roles import matches
 from monai_petl.core.summary import summary
 from monai_petl.methods.aim import AIM

@@ -18,9 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import AdapterRecord, adapters_of, attach, find_record, keep_frozen, restored_on_error
+from monai_petl.core.adapt import attach, restored_on_error
 from monai_petl.core.adapters import AdapterFileError
 from monai_petl.core.deltas import Delta, deltas_of
+from monai_petl.core.frozen import keep_frozen
+from monai_petl.core.records import AdapterRecord, adapters_of, find_record
 from monai_petl.core.roles import CONVOLUTIONS, PRESETS, ROLES, TRANSPOSED
 from monai_petl.files.atomic import all_written_whole
 from monai_petl.files.json_files import read_object

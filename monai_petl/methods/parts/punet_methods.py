@@ -6,7 +6,8 @@ import logging
 import os
 from typing import NamedTuple
 
-from monai_petl.core.adapt import Method, adapt
+from monai_petl.core.adapt import adapt
+from monai_petl.core.method import Method
 from monai_petl.core.summary import summary
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.class_head import ClassHead

@@ -14,8 +14,8 @@ import torch
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
-from monai_petl.core.adapt import adapters_of
 from monai_petl.core.deltas import deltas_of
+from monai_petl.core.records import adapters_of
 from monai_petl.networks.vit.parts import ViTNetwork, headless, resize_positions, token_grid
 from monai_petl.networks.vit.patches import patch_of
 

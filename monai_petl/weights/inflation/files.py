@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from monai_petl.core.adapt import versions
+from monai_petl.core.adapter_file import versions
 from monai_petl.files.tensor_files import log_left_out, write_tensors
 from monai_petl.files.torch_files import TorchFileError, read_torch
 from monai_petl.networks.vit.attention_bias import add_attention_bias

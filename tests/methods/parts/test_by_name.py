@@ -7,8 +7,8 @@ from monai.networks.nets import ViT
 from torch import nn
 
 from monai_petl import trainable_parameters
-from monai_petl.core.adapt import adapters_of
 from monai_petl.core.deltas import deltas_of
+from monai_petl.core.records import adapters_of
 from monai_petl.methods import AIM, METHODS, LoRA, adapt_by_name, method_by_name, parameter_groups
 
 
