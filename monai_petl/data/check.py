@@ -28,7 +28,8 @@ from monai_petl.data.datalist import (
 )
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.few_shot import find_leaks, require_disjoint
-from monai_petl.data.folders import stem, summarised
+from monai_petl.data.folders import stem
+from monai_petl.data.said import summarised
 from monai_petl.data.volume_files import open_volume
 from monai_petl.data.volumes import array_of, count_values, grid_difference, grid_of, intensity_range, read_array
 

@@ -25,10 +25,10 @@ from monai_petl.data.class_table import require_names
 from monai_petl.data.datalist import SECTIONS, split_cases
 from monai_petl.data.errors import DataError, PathLike
 from monai_petl.data.few_shot import require_disjoint
-from monai_petl.data.folders import say_once, summarised
 from monai_petl.data.image_json import read_image_json
 from monai_petl.data.image_table import read_table, section_of
 from monai_petl.data.pictures import is_image, is_picture, read_picture
+from monai_petl.data.said import say_once, summarised
 from monai_petl.data.texts import read_json
 
 __all__ = ["image_classes", "load_image_list", "require_images"]

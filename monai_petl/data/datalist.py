@@ -22,7 +22,8 @@ import numpy as np
 
 from monai_petl.data.class_table import class_names, require_names
 from monai_petl.data.errors import DataError, PathLike
-from monai_petl.data.folders import list_volumes, say_once, stem, summarised
+from monai_petl.data.folders import list_volumes, stem
+from monai_petl.data.said import say_once, summarised
 from monai_petl.data.texts import read_json
 from monai_petl.files.atomic import partial_folder, write_text
 

@@ -16,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from monai_petl.data.dicom_slices import MODALITY, Slice, read_header, read_slice, require_straight, thickness
 from monai_petl.data.errors import DataError, PathLike
-from monai_petl.data.folders import say_once, summarised
+from monai_petl.data.said import say_once, summarised
 
 __all__ = ["modality_of", "read_series", "series_files", "series_ids"]
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from monai_petl.data.dicom import series_ids
 from monai_petl.data.errors import DataError, PathLike
 
-__all__ = ["VOLUME_ENDINGS", "Listing", "ending_of", "list_volumes", "say_once", "stem"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["VOLUME_ENDINGS", "Listing", "ending_of", "list_volumes", "stem"]
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".img", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM = (".dcm", ".dicom", ".ima", "")  # endings of the slices of a series
 COMPANIONS = (".raw", ".zraw", ".raw.gz", ".json")  # voxels of .mhd and .nhdr, and what dcm2niix writes beside an image
-_SAID: set[str] = set()
 
 
 def ending_of(path: PathLike) -> str:
@@ -75,19 +71,6 @@ def list_volumes(folder: Path, channels: bool = False) -> Listing:
     return found
 
 
-def say_once(sentence: str) -> None:
-    """Log a warning, unless this process has done so already: a data list is read once a section."""
-    if sentence not in _SAID:
-        _SAID.add(sentence)
-        logger.warning("%s", sentence)
-
-
-def summarised(items: Sequence[str], most: int = 5) -> str:
-    """The first items, and how many more there are."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
-
-
 def _no_volume(entry: Path, names: set[str]) -> str | None:
     """Why this is no volume of its own: nothing to say of a part of another one, and ``None`` for a volume."""
     ending, name = ending_of(entry), entry.name.lower()
@@ -109,8 +92,6 @@ def _no_volume(entry: Path, names: set[str]) -> str | None:
 
 
 def _is_series(folder: Path) -> bool:
-    from monai_petl.data.dicom import series_ids
-
     slices = [item for item in folder.iterdir() if item.suffix.lower() in DICOM or item.suffix[1:].isdigit()]
     return bool(slices) and bool(series_ids(folder))
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from monai_petl.data.datalist import SECTIONS, path_in
 from monai_petl.data.errors import DataError
-from monai_petl.data.folders import say_once
 from monai_petl.data.image_table import require_agreement, section_of, without_copies
+from monai_petl.data.said import say_once
 
 __all__ = ["read_image_json"]
 

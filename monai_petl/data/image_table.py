@@ -14,7 +14,7 @@ from typing import Any
 
 from monai_petl.data.datalist import SECTIONS, path_in
 from monai_petl.data.errors import DataError
-from monai_petl.data.folders import say_once, summarised
+from monai_petl.data.said import say_once, summarised
 from monai_petl.data.texts import decoded
 
 __all__ = ["read_table", "require_agreement", "section_of", "without_copies"]
