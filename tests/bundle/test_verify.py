@@ -247,7 +247,7 @@ RUNS_WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "silent about the package": (
         "without monai_petl",
         "verify_net_in_out",
-        lambda root: edit(root, "inference", lambda c: c.update(requirements=None)),
+        lambda root: edit(root, "inference", lambda c: c["network_def"].pop("_requires_")),
     ),
     "no version of MONAI": (
         "properties",
