@@ -4,6 +4,7 @@ from monai_petl.core.roles import PRESETS, ROLES
 from monai_petl.methods.aim import AIM
 from monai_petl.methods.bottleneck import BottleneckAdapters
 from monai_petl.methods.class_head import ClassHead
+from monai_petl.methods.dora import DoRA
 from monai_petl.methods.ept import EPT, EPT_FORMS, attention_gates, collapse_prompts
 from monai_petl.methods.ffn_adapter import FFNAdapter
 from monai_petl.methods.lora import LoRA
@@ -30,6 +31,7 @@ __all__ = [
     "BiasOnly",
     "BottleneckAdapters",
     "ClassHead",
+    "DoRA",
     "FFNAdapter",
     "FullFineTuning",
     "HeadOnly",
