@@ -31,7 +31,7 @@ def config(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("--train::trainr::max_epochs 3", "did you mean train::trainer?"),
+        ("--train::trainr::max_epochs 3", "did you mean train::trainer"),
         ("--epoch 3", "the config has no id 'epoch', which --epoch would set; did you mean epochs?"),
         ("--zzz=1", "no id 'zzz', which --zzz would set; the ids are: amp, class_names"),
         ("--trian::trainer::max_epochs 3", "did you mean train?"),
