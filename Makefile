@@ -5,7 +5,7 @@ DATA ?=
 WEIGHTS ?=
 DEVICES ?=
 
-.PHONY: env demo test test-label bundles support docs results clean
+.PHONY: env demo test test-slow test-label bundles support docs results clean
 
 env: .venv/ready
 
@@ -20,11 +20,17 @@ demo: env
 	OMP_WAIT_POLICY=passive $(BIN)/python -m monai_petl demo --out demo $(if $(DATA),--data "$(DATA)")
 
 # One thread: small tensors gain nothing from more, and lose a great deal on a busy machine. Two processes, a file each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -X warn_default_encoding -m pytest --numprocesses 2 --dist loadfile
+
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -X warn_default_encoding -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+# All commands of all model cards, every check of every bundle, several processes, compilers, the demo, learning on real data.
+test-slow: env
+	$(PYTEST) -m slow --ignore tests/label
 
 # A real MONAI Label server on loopback, in an environment of its own: it needs older versions of some packages.
 LABEL := .venv-label

@@ -331,7 +331,7 @@ def _parser(ids: Mapping[str, Any], *also: str) -> Any:
 def _learner(parser: Any) -> Callable[[Mapping[str, Any]], None]:
     """A training step as the bundle's trainer makes it."""
     network, loss, optimizer, prepare, device = (
-        parser.get_parsed_content(name) for name in ("network", "loss", "optimizer", "prepare_batch", "device")
+        parser.get_parsed_content(name) for name in ("network", "loss", "optimizer", "train::prepare_batch", "device")
     )
     network.train()
 

@@ -21,6 +21,7 @@ from tests.bundles.helpers import (
     named,
     state_in,
 )
+from tests.marks import slow_unless
 
 
 def shrink(bundle: Bundle, folder: Path) -> Path:
@@ -35,7 +36,7 @@ def with_network(root: Path) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=named)
+@pytest.mark.parametrize("bundle", slow_unless(lambda bundle: "vit" in bundle.name, BUNDLES), ids=named)
 def test_the_copy_keeps_what_fits_and_infers_and_learns(bundle: Bundle, tmp_path: Path) -> None:
     root = shrink(bundle, tmp_path / "source")
     old = with_network(root)

@@ -12,6 +12,7 @@ import torch
 
 from monai_petl.bundle.verify import CHECKS, verify
 from tests.bundles.helpers import INFLATED, PUNET, REPOSITORY
+from tests.marks import slow_unless
 
 SCHEMA = REPOSITORY / "tests" / "schemas" / "meta_schema_20240725.json"
 OF_FILES = tuple(name for name in CHECKS[: CHECKS.index("network")])
@@ -271,7 +272,10 @@ RUNS_WRONG: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS_WRONG)
+PROCESSES = ("one process", "silent about the package")  # which start Python anew
+
+
+@pytest.mark.parametrize("name", slow_unless(lambda name: name not in PROCESSES, RUNS_WRONG))
 def test_a_bundle_that_runs_wrongly_fails_the_check_that_is_for_it(name: str, root: Path) -> None:
     check, word, spoil = RUNS_WRONG[name]
     spoil(root)

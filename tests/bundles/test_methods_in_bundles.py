@@ -30,6 +30,7 @@ from tests.bundles.helpers import (
     state_in,
 )
 from tests.conftest import differing, state_of
+from tests.marks import slow_unless
 
 DEFAULTS = {LORA.name: "lora", VPETL.name: "vpetl", AIM.name: "aim"}
 OTHERS = [
@@ -161,7 +162,9 @@ def test_the_backbone_is_that_of_the_file_bit_for_bit_after_training(
 
 
 @pytest.mark.parametrize(
-    ("bundle", "method", "options"), OTHERS, ids=[f"{bundle.name}-{method}" for bundle, method, _ in OTHERS]
+    ("bundle", "method", "options"),
+    slow_unless(lambda bundle, method, options: "vit" in bundle.name, OTHERS),
+    ids=[f"{bundle.name}-{method}" for bundle, method, _ in OTHERS],
 )
 def test_other_methods_and_options_run_in_the_same_bundle(
     bundle: Bundle, method: str, options: dict[str, Any], data: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -210,6 +213,7 @@ def test_a_file_of_another_network_is_refused_with_its_tensors(
     assert "does not fit this SwinUNETR" in str(error.value.__cause__)
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_adapter(tmp_path: Path, data: Path, swin_checkpoint: Path) -> None:
     bundle = LORA.copy(tmp_path)
     files = [str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]

@@ -12,6 +12,7 @@ from monai_petl import adapt, disabled, load_adapter, remove_adapter, save_adapt
 from monai_petl.core.roles import has_attention
 from monai_petl.methods import HeadOnly, LoRA
 from tests.conftest import differing, state_of
+from tests.marks import slow_unless
 from tests.monai_networks import LEFT_OUT, NETWORKS, Small, classes, outputs_of
 
 K = 5
@@ -56,7 +57,11 @@ def test_every_network_of_monai_is_in_the_table_or_left_out_with_a_reason():
     assert not {small.kind for small in NETWORKS} & set(LEFT_OUT)
 
 
-@pytest.mark.parametrize("small", NETWORKS, ids=lambda small: small.kind)
+def quick(small: Small) -> bool:
+    return small.kind != "HoVerNet"  # whose images have 256 x 256 pixels
+
+
+@pytest.mark.parametrize("small", slow_unless(quick, NETWORKS), ids=lambda small: small.kind)
 def test_an_untouched_adapter_under_train_equals_evaluation_and_nothing_frozen_changes(small: Small):
     network = built(small)
     expected = passes(network, small)
@@ -71,7 +76,7 @@ def test_an_untouched_adapter_under_train_equals_evaluation_and_nothing_frozen_c
     assert not differing(before, state_of(network))
 
 
-@pytest.mark.parametrize("small", NETWORKS, ids=lambda small: small.kind)
+@pytest.mark.parametrize("small", slow_unless(quick, NETWORKS), ids=lambda small: small.kind)
 def test_all_that_trains_gets_a_gradient_and_the_file_loads_again(small: Small, tmp_path: Path):
     network = built(small)
     adapt(network, lora(network))
@@ -111,7 +116,7 @@ def test_another_number_of_classes_in_every_network_that_has_a_head(small: Small
     assert same(passes(fresh, small), expected)
 
 
-@pytest.mark.parametrize("small", [s for s in NETWORKS if not s.head], ids=lambda small: small.kind)
+@pytest.mark.parametrize("small", slow_unless(quick, [s for s in NETWORKS if not s.head]), ids=lambda small: small.kind)
 def test_a_network_without_one_head_for_classes_is_refused_with_a_remedy(small: Small):
     network = built(small)
     before = list(network.state_dict())

@@ -37,6 +37,7 @@ from monai_petl.methods import (
     NormOnly,
 )
 from tests.conftest import differing, frozen, shake_statistics, state_of, train
+from tests.marks import slow_unless
 
 
 class Case(NamedTuple):
@@ -302,7 +303,11 @@ def test_copies_and_pickles_compute_the_same(method: str, network: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "network"), [(m, n) for m, n in PAIRS if n != "SwinUNETR 3D" and (n, m) not in NOTHING_IN_WINDOWS]
+    ("method", "network"),
+    slow_unless(
+        lambda method, network: method == "LoRA",
+        [(m, n) for m, n in PAIRS if n != "SwinUNETR 3D" and (n, m) not in NOTHING_IN_WINDOWS],
+    ),
 )
 def test_a_compiled_network_computes_the_same(method: str, network: str) -> None:
     """Without a break in the graph; of a SwinUNETR the transformer, whose decoder other networks have too."""
@@ -314,6 +319,7 @@ def test_a_compiled_network_computes_the_same(method: str, network: str) -> None
 
 
 @pytest.mark.skipif(sys.getfilesystemencoding() != "utf-8", reason="torch reads its templates by the locale")
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["ViT 2D", "SegResNet"])
 def test_forward_and_backward_through_a_compiler_give_the_same(network: str) -> None:
     """``aot_eager`` makes the graphs of both passes as inductor does, without a C++ compiler."""
@@ -373,6 +379,7 @@ def _train_in_two(rank: int, method: str, network: str) -> None:
         raise AssertionError(f"{method} on {network}: the processes disagree")
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_adapter(tmp_path: Path) -> None:
     """All pairs in one pair of processes; a parameter without a gradient would be an error of torch's."""
     torch.multiprocessing.spawn(_ddp_worker, (str(tmp_path), PAIRS), nprocs=2)
