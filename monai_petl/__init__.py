@@ -19,6 +19,7 @@ from monai_petl.core.adapters import (
 from monai_petl.core.method import Method
 from monai_petl.core.summary import Summary, summary
 from monai_petl.core.switching import activate, disabled, merge, merge_and_unload, remove_adapter, unmerge
+from monai_petl.weights.backbone import identify, load_backbone
 
 __version__ = "0.1.0"
 
@@ -35,9 +36,11 @@ __all__ = [
     "adapter_state_dict",
     "backbone_state_dict",
     "disabled",
+    "identify",
     "inflation",
     "inspect_adapter",
     "load_adapter",
+    "load_backbone",
     "losses",
     "merge",
     "merge_and_unload",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from monai_petl.files.tensor_files import log_left_out
 from monai_petl.files.torch_files import TorchFileError, read_torch, write_state
 
-__all__ = ["read_state_dict", "save_network", "tensors_of", "under_prefix"]
+__all__ = ["read_contents", "read_state_dict", "save_network", "tensors_of", "under_prefix"]
 
 BELOW = ("state_dict", "model", "model_state_dict", "network_weights", "net", "network", "student", "teacher")
 
@@ -30,6 +30,15 @@ def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged.
     """
+    state = read_contents(path, hint)
+    if isinstance(state.get("model"), Mapping):
+        log_left_out(path, state, "model")
+        return state["model"]
+    return state
+
+
+def read_contents(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
+    """All that a file of ``torch.save`` holds, where that is a table; see :func:`read_state_dict`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no pre-trained network at {path}. {hint}")
@@ -47,9 +56,6 @@ def read_state_dict(path: str | os.PathLike, hint: str) -> Mapping[str, Any]:
         raise ValueError(
             f"{path} cannot be read as a state dict, it may be damaged or truncated ({reason}). Copy or download it again"
         ) from None
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        log_left_out(path, state, "model")
-        return state["model"]
     return state if isinstance(state, Mapping) else {}
 
 
