@@ -20,6 +20,13 @@ VERBS = {
     "adapter": {
         "inspect": Command(f"{HERE}:inspect", "Show method, classes, backbone, size and notes of an adapter file."),
     },
+    "backbone": {
+        "list": Command(
+            f"{HERE}:list_backbones", "Pre-trained networks that load by their file: data, licence, where."
+        ),
+        "inspect": Command(f"{HERE}:inspect_backbone", "Say what a checkpoint is, and what becomes of every tensor."),
+        "convert": Command(f"{HERE}:convert", "Write a checkpoint under the names of MONAI's network, in safetensors."),
+    },
     "bundle": {
         "verify": Command(f"{HERE}:verify", "Run every check of bundles, offline. Exit code 1 when one fails."),
         "render": Command(f"{HERE}:render", "Write the configs of bundles from their pages and shared parts."),
@@ -187,6 +194,45 @@ def new_class(bundle: str, out: str, class_names: Sequence[str], weights: str | 
     return write_bundle(bundle, out, class_names, weights)
 
 
+def list_backbones() -> str:
+    """Pre-trained networks that load by their file."""
+    from monai_petl.weights import published
+
+    rows = [("network", "name", "trained on", "licence", "where")]
+    rows += [(title, one.name, one.trained_on, one.licence, one.where) for title, one in published()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def inspect_backbone(path: str, json: bool = False, **arguments: Any) -> Any:
+    """What a checkpoint is, and what becomes of every tensor.
+
+    Args:
+        path: safetensors file, or one of torch.save.
+        json: print all tensors as JSON in place of a summary.
+        arguments: of the network, where they differ from the file's, for instance --out_channels 3.
+    """
+    from monai_petl.weights import identify
+
+    account = identify(path, **arguments)
+    return _json(account.to_dict()) if json else str(account)
+
+
+def convert(path: str, out: str, **arguments: Any) -> str:
+    """A checkpoint under the names of MONAI's network.
+
+    Args:
+        path: safetensors file, or one of torch.save.
+        out: .safetensors file to write; the account of all tensors goes to OUT.json.
+        arguments: of the network, where they differ from the file's, for instance --out_channels 3.
+    """
+    from monai_petl.weights import convert_backbone
+
+    return f"{convert_backbone(path, out, **arguments)}\nwritten to {out} and {out}.json"
+
+
 def inflate(
     source: str,
     out: str,
@@ -216,7 +262,7 @@ def inflate(
 
     Args:
         source: .safetensors or torch file, folder, or name on the Hugging Face hub (timm, torchvision, transformers).
-        out: .safetensors file to write; load it by monai_petl.weights.inflation.load_inflated.
+        out: .safetensors file to write; load it by monai_petl.inflation.load_inflated.
         network: vit, swin or resnet.
         img_size: size of the images in voxels, for instance 224,224,5. A resnet needs none.
         spatial_dims: 2 or 3.

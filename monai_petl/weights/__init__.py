@@ -1,8 +1,8 @@
 """A file becomes a network: published checkpoints, 2D ones inflated, whole networks of bundles."""
 
 from monai_petl.weights.account import Account, Entry
-from monai_petl.weights.backbone import identify
-from monai_petl.weights.family import Family
+from monai_petl.weights.backbone import convert_backbone, identify, published
+from monai_petl.weights.family import Family, Published
 from monai_petl.weights.punet import load_punet, load_punet_backbone
 from monai_petl.weights.resnet3d_files import ResNet3DFiles
 from monai_petl.weights.segresnet_files import SegResEncoderFiles, SegResNetDSFiles, SegResNetFiles
@@ -17,17 +17,20 @@ __all__ = [
     "Account",
     "Entry",
     "Family",
+    "Published",
     "ResNet3DFiles",
     "SegResEncoderFiles",
     "SegResNetDSFiles",
     "SegResNetFiles",
     "SwinUNETRFiles",
     "VISTA3DFiles",
+    "convert_backbone",
     "identify",
     "load_backbone",
     "load_punet",
     "load_punet_backbone",
     "load_swin_unetr",
     "load_trained",
+    "published",
     "save_network",
 ]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from monai_petl.files.atomic import write_text
+from monai_petl.files.tensor_files import write_tensors
 from monai_petl.weights.account import Account, Entry, shortened
 from monai_petl.weights.bundle_folders import is_bundle, network_of_bundle
 from monai_petl.weights.checkpoint_files import Checkpoint, read_tensors
-from monai_petl.weights.family import Family
+from monai_petl.weights.family import Family, Published
 
-__all__ = ["identify", "load_backbone"]
+__all__ = ["convert_backbone", "identify", "load_backbone", "published"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,37 @@ def identify(path: str | os.PathLike, **arguments: Any) -> Account:
         FileNotFoundError, ValueError: as :func:`load_backbone`.
     """
     return _match(read_tensors(path), arguments)[1]
+
+
+def convert_backbone(path: str | os.PathLike, out: str | os.PathLike, **arguments: Any) -> Account:
+    """Write what a checkpoint has of its network under the network's own names, and the account beside it.
+
+    Args:
+        path, arguments: as in :func:`load_backbone`.
+        out: ``.safetensors`` file to write; the account goes to ``<out>.json``. :func:`load_backbone` reads it.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_backbone`; or ``out`` has another ending.
+        OSError: the place cannot be written to.
+    """
+    target = Path(out)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"the file to write must end in .safetensors, got {target}")
+    _, account, state = _match(read_tensors(path), arguments)
+    write_tensors(
+        out, {name: tensor.clone() for name, tensor in state.items()}, {"family": account.family}, "the network"
+    )
+    write_text(
+        target.with_name(f"{target.name}.json"),
+        json.dumps(account.to_dict(), indent=4, default=str) + "\n",
+        "the account",
+    )
+    return account
+
+
+def published() -> list[tuple[str, Published]]:
+    """Checkpoints that can be had: title of the family, and what is known of each."""
+    return [(family.title, one) for family in Family.registry for one in family.published]
 
 
 def _match(checkpoint: Checkpoint, given: Mapping[str, Any]) -> tuple[nn.Module, Account, dict[str, Tensor]]:

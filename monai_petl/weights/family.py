@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-__all__ = ["Family", "blocks_of"]
+__all__ = ["Family", "Published", "blocks_of"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that can be had.
+
+    Attributes:
+        name: as people call it.
+        trained_on: the images.
+        licence: of the weights.
+        where: address of the page that has the file.
+    """
+
+    name: str
+    trained_on: str
+    licence: str
+    where: str
 
 
 class Family:
@@ -20,6 +38,7 @@ class Family:
         title: for people.
         inputs: names of the convolutions that see the image, whose channels may differ.
         head: beginnings of the names of its output layer, which starts anew for other classes.
+        published: the checkpoints of this family that can be had.
         reasons: regular expression -> why a tensor of that name in the file is not the network's.
     """
 
@@ -27,6 +46,7 @@ class Family:
     title: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]
     head: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[tuple[Published, ...]] = ()
     reasons: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

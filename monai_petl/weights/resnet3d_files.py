@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
-from monai_petl.weights.family import Family, blocks_of
+from monai_petl.weights.family import Family, Published, blocks_of
 
 __all__ = ["ResNet3DFiles"]
 
@@ -31,6 +31,11 @@ class ResNet3DFiles(Family):
     title = "3D ResNet"
     inputs = (FIRST,)
     head = ("fc.",)
+    published = (
+        Published("Merlin", "15,331 abdominal CT with reports", "MIT", "github.com/StanfordMIMI/Merlin"),
+        Published("FMCIB", "11,467 lesions in CT", "MIT", "github.com/AIM-Harvard/foundation-cancer-image-biomarker"),
+        Published("MedicalNet", "23 sets of CT and MR", "MIT", "github.com/Tencent/MedicalNet"),
+    )
     reasons: ClassVar[dict[str, str]] = {
         r"encode_text\.": "text tower",
         r"logit_scale|temperature": "temperature of the contrastive training",

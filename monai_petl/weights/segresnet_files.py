@@ -13,7 +13,7 @@ from monai.networks.nets import SegResNet, SegResNetDS
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from torch import Tensor, nn
 
-from monai_petl.weights.family import Family, blocks_of
+from monai_petl.weights.family import Family, Published, blocks_of
 
 __all__ = ["SegResEncoderFiles", "SegResNetDSFiles", "SegResNetFiles"]
 
@@ -26,6 +26,20 @@ class SegResNetFiles(Family):
     title = "SegResNet"
     inputs = ("convInit.conv.weight",)
     head = ("conv_final.2.",)
+    published = (
+        Published(
+            "SuPreM",
+            "2,100 CT, 25 organs",
+            "CC BY-NC-ND 4.0: no commercial use, no derivatives",
+            "github.com/MrGiovanni/SuPreM",
+        ),
+        Published(
+            "wholeBody_ct_segmentation",
+            "1,204 CT of TotalSegmentator, 104 classes",
+            "Apache-2.0",
+            "github.com/Project-MONAI/model-zoo",
+        ),
+    )
 
     def names(self, tensors: Mapping[str, Tensor]) -> dict[str, str] | None:
         prefix = _prefix(tensors, "convInit.conv.weight", "down_layers.0.1.conv1.conv.weight")
@@ -63,6 +77,7 @@ class SegResNetDSFiles(Family):
     title = "SegResNetDS"
     inputs = ("encoder.conv_init.weight",)
     head = ("up_layers.",)
+    published = (Published("CT-FM, whole body", "CT of TotalSegmentator", "MIT", "github.com/project-lighter/CT-FM"),)
     reasons: ClassVar[dict[str, str]] = {
         **PRETEXT,
         r"up_layers\.": "decoder of the pre-training, which reconstructs images",
@@ -99,6 +114,7 @@ class SegResEncoderFiles(Family):
 
     title = "SegResEncoder"
     inputs = ("conv_init.weight",)
+    published = (Published("CT-FM", "148,000 CT", "MIT", "github.com/project-lighter/CT-FM"),)
     reasons: ClassVar[dict[str, str]] = PRETEXT
 
     def names(self, tensors: Mapping[str, Tensor]) -> dict[str, str] | None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from monai.networks.nets import SwinUNETR
 from torch import Tensor, nn
 
-from monai_petl.weights.family import Family, blocks_of
+from monai_petl.weights.family import Family, Published, blocks_of
 
 __all__ = ["SwinUNETRFiles"]
 
@@ -31,6 +31,34 @@ class SwinUNETRFiles(Family):
     title = "SwinUNETR"
     inputs = (PATCHES, "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight")
     head = ("out.",)
+    published = (
+        Published(
+            "NVIDIA self-supervised (5,050)",
+            "5,050 CT",
+            "Apache-2.0",
+            "github.com/Project-MONAI/research-contributions",
+        ),
+        Published(
+            "NVIDIA self-supervised (50,000)",
+            "50,000 CT",
+            "Apache-2.0",
+            "github.com/Project-MONAI/research-contributions",
+        ),
+        Published(
+            "SuPreM",
+            "2,100 CT, 25 organs",
+            "CC BY-NC-ND 4.0: no commercial use, no derivatives",
+            "github.com/MrGiovanni/SuPreM",
+        ),
+        Published(
+            "CLIP-driven universal model",
+            "3,410 CT, 25 organs and 6 tumours",
+            "CC BY-NC-ND 4.0: no commercial use, no derivatives",
+            "github.com/ljwztc/CLIP-Driven-Universal-Model",
+        ),
+        Published("VoCo and VoComni (B, L, H)", "160,000 CT", "Apache-2.0", "github.com/Luffy03/Large-Scale-Medical"),
+        Published("BrainSegFounder", "MR of UK Biobank, 2 channels", "GPL-3.0", "github.com/lab-smile/BrainSegFounder"),
+    )
     reasons: ClassVar[dict[str, str]] = {
         r"(rotation_head|contrastive_head)\.": PRETEXT,
         r"out\.conv\.conv\.": "reconstruction head of the pre-training",

@@ -13,7 +13,7 @@ from monai.networks.nets import SegResNetDS2
 from monai.networks.nets.vista3d import VISTA3D, ClassMappingClassify, PointMappingSAM
 from torch import Tensor, nn
 
-from monai_petl.weights.family import Family, blocks_of
+from monai_petl.weights.family import Family, Published, blocks_of
 
 __all__ = ["VISTA3DFiles"]
 
@@ -26,6 +26,15 @@ class VISTA3DFiles(Family):
 
     title = "VISTA3D"
     inputs = (MARK,)
+    published = (
+        Published(
+            "VISTA3D, NV-Segment-CT",
+            "11,454 CT, 132 classes",
+            "NVIDIA Open Model License",
+            "github.com/Project-MONAI/VISTA",
+        ),
+        Published("NV-Segment-CTMR", "CT and MR", "NVIDIA non-commercial", "github.com/Project-MONAI/VISTA"),
+    )
     reasons: ClassVar[dict[str, str]] = {
         r"output_add_hypernetworks_mlps|weight_mapper": "branch of the first release that MONAI's class does not have",
     }

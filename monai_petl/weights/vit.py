@@ -25,7 +25,7 @@ def load_backbone(network: Network, path: str | os.PathLike | None, inflation: M
 
     Args:
         network: a network around a ``ViT`` that it calls ``backbone``, adapted or not; changed in place.
-        path: a file or folder that :func:`monai_petl.weights.inflation.read_checkpoint` reads; ``None`` leaves the weights.
+        path: a file or folder that :func:`monai_petl.inflation.read_checkpoint` reads; ``None`` leaves the weights.
         inflation: ``center`` or ``average``.
 
     Returns:

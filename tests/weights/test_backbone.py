@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import monai_petl as mp
-from monai_petl.weights import Family
+from monai_petl.bundle import BundleFolder
+from monai_petl.weights import Family, published
+from tests.conftest import Run, error_of
 from tests.weights.layouts import Layout, layouts
 
 FAMILIES = ("swinunetr", "segresnet", "vista3d", "resnet3d")
@@ -201,3 +205,41 @@ def test_an_adapted_network_of_any_family_trains_saves_and_loads(tmp_path: Path)
         network = mp.adapt(mp.load_backbone(path, **asked(layout)), mp.methods.LoRA(rank=1, targets=["*conv*"]))
         mp.save_adapter(network, tmp_path / f"{layout.name}.safetensors")
         mp.load_adapter(mp.load_backbone(path, **asked(layout)), tmp_path / f"{layout.name}.safetensors")
+
+
+def test_a_bundle_is_its_network_with_its_weights(tmp_path: Path) -> None:
+    source = BundleFolder(Path(__file__).parents[2] / "bundles" / "lora_vit_classification")
+    bundle = source.small_copy(tmp_path / "mine_classification")
+    trained = bundle.parser("inference").get_parsed_content("network_def")
+    with pytest.raises(FileNotFoundError, match=r"model\.pt"):
+        mp.load_backbone(bundle.root)
+    mp.networks.save_network(trained, bundle.model)
+    network = mp.load_backbone(bundle.root)
+    assert not network.training
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor)
+    with pytest.raises(ValueError, match=r"has no id 'layers'"):
+        mp.load_backbone(bundle.root, layers=3)
+    with pytest.raises(ValueError, match="does not fit"):
+        mp.load_backbone(bundle.root, class_names=["one", "two"])
+
+
+def test_the_command_line_lists_inspects_and_converts(run: Run, tmp_path: Path) -> None:
+    assert "CC BY-NC-ND 4.0: no commercial use" in run("backbone", "list")
+    layout = next(layout for layout in LAYOUTS if layout.name == "suprem_segresnet")
+    path, out = layout.write(tmp_path), tmp_path / "plain.safetensors"
+    assert f"{path}: SegResNet\n  network      SegResNet(" in run("backbone", "inspect", path, "--out_channels", 3)
+    account = json.loads(run("backbone", "inspect", path, "--json"))
+    assert {entry["fate"] for entry in account["tensors"]} == {"loaded"}
+    assert "83 tensors" in run("backbone", "convert", path, out)
+    assert json.loads(Path(f"{out}.json").read_text(encoding="utf-8")) == {**account, "path": str(path)}
+    one, other = mp.load_backbone(path).state_dict(), mp.load_backbone(out).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert "must end in .safetensors" in error_of(run, "backbone", "convert", path, tmp_path / "plain.pt")
+    assert "no checkpoint at" in error_of(run, "backbone", "inspect", tmp_path / "none.pt")
+
+
+def test_every_published_checkpoint_has_its_licence_and_its_place() -> None:
+    for title, one in published():
+        assert one.licence, title
+        assert re.fullmatch(r"(github|huggingface)\.co?m?/[\w.-]+/[\w.-]+", one.where), one.name

@@ -172,7 +172,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     header, state = _open_safetensors(path)
     if header.get("format") == FORMAT:
-        raise ValueError(f"{path} is inflated already. Load it with monai_petl.weights.inflation.load_inflated")
+        raise ValueError(f"{path} is inflated already. Load it with monai_petl.inflation.load_inflated")
     return state
 
 
