@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from monai_petl import Method, summary
 from monai_petl.bundle import network_of_config, root_cause
@@ -303,7 +304,16 @@ def test_counts_in_the_table_of_methods_are_right(card):
                 network_of_config(CARDS[card], method=method)
             assert isinstance(root_cause(error.value), TypeError)
     for method, row in table.items():
-        assert row[2] == f"{summary(network_of_config(CARDS[card], method=method)).trainable:,}", method
+        assert row[2] == f"{trained_values(CARDS[card], method):,}", method
+
+
+def trained_values(bundle: Path, method: str) -> int:
+    """Counted without values, where the network can be built so."""
+    try:
+        with torch.device("meta"):
+            return summary(network_of_config(bundle, method=method)).trainable
+    except RuntimeError:
+        return summary(network_of_config(bundle, method=method)).trainable
 
 
 def test_the_page_of_punet_has_the_counts_of_its_blocks():

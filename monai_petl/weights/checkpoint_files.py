@@ -31,12 +31,13 @@ class Checkpoint:
     beside: dict[str, str] = field(default_factory=dict)
 
 
-def read_tensors(path: str | os.PathLike) -> Checkpoint:
+def read_tensors(path: str | os.PathLike, hint: str = "Give the file's place") -> Checkpoint:
     """Read a checkpoint; no code in it is executed.
 
     Args:
         path: a safetensors file, or one of ``torch.save``. Of a file that holds several tables of tensors, the first of
             ``state_dict``, ``model``, ``net``, ..., ``student`` is read, and the others are accounted for.
+        hint: what to do when there is no such file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,7 +45,7 @@ def read_tensors(path: str | os.PathLike) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path}. {hint}")
     if path.suffix == ".safetensors":
         try:
             return Checkpoint(path, load_file(path))
@@ -52,7 +53,7 @@ def read_tensors(path: str | os.PathLike) -> Checkpoint:
             raise ValueError(
                 f"{path} is no safetensors file, or it is truncated: {error}. Copy or download it again"
             ) from error
-    contents = read_contents(path, "")
+    contents = read_contents(path, hint)
     table = next((key for key in WRAPPERS if _has_tensors(contents.get(key))), None)
     tensors = contents if table is None else contents[table]
     if not _has_tensors(tensors):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,7 @@ class Layout:
 
     def tensors(self) -> dict[str, Tensor]:
         """By their names in the file; names that share one storage are the same tensor."""
-        arrays = np.load(HERE / self.family / "expected.npz")
-        made: dict[str, Tensor] = {}
-        found = {}
-        for spec in self.case["tensors"]:
-            tensor = made[spec["same_as"]] if spec.get("rule") == "same" else _tensor(spec, arrays)
-            made[spec["name"]] = found[spec["key"]] = tensor
-        return found
+        return dict(_made(self.family, self.name))
 
     def write(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> Path:
         """The checkpoint as its training saves it."""
@@ -74,6 +69,15 @@ def layouts(family: str) -> list[Layout]:
     """All cases of a family."""
     cases = json.loads((HERE / family / "cases.json").read_text(encoding="utf-8"))["cases"]
     return [Layout(family, case) for case in cases]
+
+
+@cache
+def _made(family: str, name: str) -> dict[str, Tensor]:
+    arrays, made, found = np.load(HERE / family / "expected.npz"), {}, {}
+    for spec in next(layout for layout in layouts(family) if layout.name == name).case["tensors"]:
+        tensor = made[spec["same_as"]] if spec.get("rule") == "same" else _tensor(spec, arrays)
+        made[spec["name"]] = found[spec["key"]] = tensor
+    return found
 
 
 def _tensor(spec: dict[str, Any], arrays: Any) -> Tensor:
