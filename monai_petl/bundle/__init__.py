@@ -1,6 +1,6 @@
 """Work with bundle folders."""
 
-from monai_petl.bundle.config import choose, network_of_config
+from monai_petl.bundle.config import choose, is_terminal, network_of_config
 from monai_petl.bundle.errors import root_cause, say_errors_last, sentence_of
 from monai_petl.bundle.folder import BundleFolder, items_of
 from monai_petl.bundle.intensities import check_intensities
@@ -11,6 +11,7 @@ __all__ = [
     "check_intensities",
     "check_overrides",
     "choose",
+    "is_terminal",
     "items_of",
     "network_of_config",
     "root_cause",

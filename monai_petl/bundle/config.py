@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from monai.bundle import ConfigParser
 from torch import nn
 
-__all__ = ["choose", "network_of_config"]
+__all__ = ["choose", "is_terminal", "network_of_config"]
 
 T = TypeVar("T")
 NETWORK_IDS = ("adapted_network", "network", "network_def")
@@ -45,6 +46,11 @@ def network_of_config(config: str | os.PathLike, **overrides: Any) -> nn.Module:
     if found is None:
         raise ValueError(f"{path} describes no network; one of the ids {', '.join(NETWORK_IDS)} is needed")
     return parser.get_parsed_content(found)
+
+
+def is_terminal() -> bool:
+    """Whether somebody may be looking: progress bars are shown on a terminal, and not in a log."""
+    return sys.stderr.isatty()
 
 
 def choose(options: Mapping[str, T], name: str, of: str) -> T:
